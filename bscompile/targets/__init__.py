@@ -1,0 +1,49 @@
+"""The targets: one folder each, one line here each, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from bscompile.errors import TargetError, did_you_mean
+
+if TYPE_CHECKING:
+    from bscompile.targets.base import Target, TargetContext
+
+#: Name -> module that exports TARGET. A new target is one line here and one folder.
+TARGETS = {
+    "cpu": "bscompile.targets.cpu",
+}
+
+
+def get_target(name: str) -> Target:
+    """The manifest of a target.
+
+    Raises:
+        TargetError: no target has that name.
+    """
+    if name not in TARGETS:
+        raise TargetError(f"unknown target {name!r}", hint=did_you_mean(name, TARGETS))
+    target: Target = importlib.import_module(TARGETS[name]).TARGET
+    return target
+
+
+def resolve(spec: str, threads: int | None = None) -> TargetContext:
+    """Turn what the user typed, such as ``cpu`` or ``cpu:avx2``, into a context.
+
+    Args:
+        spec: ``name`` or ``name:variant``.
+        threads: Worker threads to compile for; None takes what the machine has.
+
+    Raises:
+        TargetError: unknown name or variant, or the machine lacks what it needs.
+    """
+    from bscompile.targets.base import TargetContext
+
+    name, _, variant = spec.partition(":")
+    target = get_target(name)
+    if variant and variant not in target.variants:
+        raise TargetError(
+            f"unknown variant {variant!r} of target {name}", did_you_mean(variant, target.variants)
+        )
+    return TargetContext(target, variant, target.hardware(variant, threads))

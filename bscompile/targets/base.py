@@ -1,0 +1,242 @@
+"""What a target is: a frozen, self-checking manifest, and the nouns that it speaks in.
+
+Everything above (passes, tuning, artifact) handles targets through these types only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.dialect import LinearOp, Weight
+from bscompile.errors import TargetError
+
+Array = npt.NDArray[Any]
+Config = Mapping[str, int | str]
+
+
+@dataclass(frozen=True)
+class HardwareSpec:
+    """What the cost models need to know about one machine.
+
+    Attributes:
+        name: For people and for tuning keys, such as ``AMD EPYC 9R14``.
+        isa: The instruction set variant code is made for, such as ``avx512``.
+        features: CPU or device features that the code needs, checked before it runs.
+        cores: Worker threads (CPU) or processors (GPU).
+        peak_gflops: By dtype name, of one core, multiply and add counted as two.
+        memory_gbps: Main memory, all cores together.
+        cache_bytes: Per level from the nearest; the last one is shared.
+        cache_gbps: One core's read rate from each of those levels.
+        vector_bytes: Width of one vector register.
+        launch_seconds: Cost of starting one parallel region or kernel.
+    """
+
+    name: str
+    isa: str
+    features: tuple[str, ...]
+    cores: int
+    peak_gflops: Mapping[str, float]
+    memory_gbps: float
+    cache_bytes: tuple[int, ...]
+    cache_gbps: tuple[float, ...]
+    vector_bytes: int
+    launch_seconds: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "peak_gflops", MappingProxyType(dict(self.peak_gflops)))
+        if self.cores < 1:
+            raise ValueError(f"a machine has at least one core, got {self.cores}")
+        if len(self.cache_bytes) != len(self.cache_gbps):
+            raise ValueError("cache_bytes and cache_gbps name the same levels")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One linear layer as a kernel template sees it: y[m, n] = epilogue(x[m, k] Wᵀ).
+
+    Attributes:
+        form: ``dense``, ``block_sparse`` or ``kronecker``.
+        m: Rows of x; None when symbolic.
+        n: Outputs.
+        k: Inputs.
+        block: (bh, bw); (1, 1) for dense.
+        nnzb: Live blocks; n k for dense.
+        rank: Kronecker terms; 0 for other forms.
+        dtype: Of x, W and y, such as ``float32``.
+        epilogue: Steps after the product, see bscompile.dialect.
+        typical_m: Rows to expect when m is symbolic; the cost model uses it.
+    """
+
+    form: str
+    m: int | None
+    n: int
+    k: int
+    block: tuple[int, int]
+    nnzb: int
+    rank: int
+    dtype: str
+    epilogue: tuple[str, ...] = ()
+    typical_m: int = 128
+
+    @property
+    def rows(self) -> int:
+        """``m``, or the rows to expect when it is symbolic."""
+        return self.typical_m if self.m is None else self.m
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A built kernel.
+
+    Attributes:
+        prim_func: tvm.tirx.PrimFunc taking (x [m, k], *operands, *epilogue tensors, y [m, n]);
+            m is one symbolic int64 or a constant. A bias tensor is [n], a residual [m, n].
+        operands: The weight as the kernel wants it, in argument order: (suffix, array).
+    """
+
+    prim_func: Any
+    operands: tuple[tuple[str, Array], ...]
+
+
+class KernelTemplate(ABC):
+    """A family of kernels for some problems: what to try, what it should cost, how to build it."""
+
+    name: str
+
+    @abstractmethod
+    def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
+        """The configurations worth trying, best guess first; empty for «not mine»."""
+
+    @abstractmethod
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call: a roofline."""
+
+    @abstractmethod
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Generate the kernel and pack the weight for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class FormChoice:
+    """How a layer will run, and why.
+
+    Attributes:
+        weight: The weight in the form and block chosen.
+        template: Name of the kernel template.
+        config: Its configuration.
+        seconds: Expected time of one call.
+        dense_seconds: Expected time of the dense form on the same machine.
+        reason: One sentence for the user.
+        considered: Every candidate as (label, seconds), fastest first.
+    """
+
+    weight: Weight
+    template: str
+    config: Config
+    seconds: float
+    dense_seconds: float
+    reason: str
+    considered: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can be compiled for and run here.
+
+    Attributes:
+        compiles: Code can be generated and linked on this machine.
+        runs: The device is present.
+        detail: What was found, such as the device's name.
+        install: What to install, empty when nothing is missing.
+    """
+
+    compiles: bool
+    runs: bool
+    detail: str
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The manifest of one target; the folder ``targets/<name>`` exports it as TARGET.
+
+    Attributes:
+        name: What users type before the colon.
+        description: One line for ``bscompile targets``.
+        variants: What users may type after the colon; the empty name means «this machine».
+        detect: What this machine has.
+        hardware: (variant, threads or None) -> the spec to compile for.
+        templates: Kernel templates in order of preference.
+        build: (lowered module, context) -> artifact members, file name -> bytes.
+        loader: Name of the runtime loader that runs those members.
+    """
+
+    name: str
+    description: str
+    variants: tuple[str, ...]
+    detect: Callable[[], Availability]
+    hardware: Callable[[str, int | None], HardwareSpec]
+    templates: tuple[KernelTemplate, ...]
+    build: Callable[[Any, TargetContext], dict[str, bytes]]
+    loader: str = "vm"
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.templates:
+            raise ValueError("a target needs a name and at least one kernel template")
+        forms = {"dense", "block_sparse", "kronecker"}
+        names = [t.name for t in self.templates]
+        if len(set(names)) != len(names):
+            raise ValueError(f"target {self.name}: template names must differ, got {names}")
+        if "dense" not in " ".join(names):
+            raise ValueError(f"target {self.name}: needs a dense template among {forms}")
+
+    def template(self, name: str) -> KernelTemplate:
+        """The template of that name.
+
+        Raises:
+            TargetError: the target has none of that name.
+        """
+        for template in self.templates:
+            if template.name == name:
+                return template
+        known = ", ".join(t.name for t in self.templates)
+        raise TargetError(f"target {self.name} has no kernel template {name!r}; it has {known}")
+
+
+@dataclass(frozen=True)
+class TargetContext:
+    """A target resolved once: the manifest, the variant and the machine compiled for."""
+
+    target: Target
+    variant: str
+    hardware: HardwareSpec
+    options: Mapping[str, int | str] = field(default_factory=dict)
+
+
+def problem_of(op: LinearOp, m: int | None, dtype: np.dtype[Any], typical_m: int = 128) -> Problem:
+    """The problem that a layer poses to a kernel template."""
+    n, k = op.shape
+    weight = op.weight
+    if isinstance(weight, np.ndarray):
+        return Problem(
+            "dense", m, n, k, (1, 1), n * k, 0, dtype.name, op.epilogue, typical_m
+        )
+    if op.form == "kronecker":
+        support = int(weight.support.sum())  # type: ignore[union-attr]
+        rank = weight.rank  # type: ignore[union-attr]
+        return Problem(
+            "kronecker", m, n, k, weight.block, support, rank, dtype.name, op.epilogue, typical_m
+        )
+    nnzb = weight.nnzb  # type: ignore[union-attr]
+    return Problem(
+        "block_sparse", m, n, k, weight.block, nnzb, 0, dtype.name, op.epilogue, typical_m
+    )
