@@ -1,0 +1,74 @@
+"""The dialect's meaning in numpy: the float64 reference that kernels are checked against."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.dialect.ops import TENSOR_STEPS, ConvGeometry, LinearOp, dense_weight
+
+Array = npt.NDArray[Any]
+
+
+def apply_step(step: str, y: Array, tensor: Array | None, conv: bool) -> Array:
+    """One epilogue step in the dtype of ``y``; ``tensor`` belongs to bias and residual."""
+    if step == "bias":
+        assert tensor is not None
+        shaped: Array = tensor[:, None, None] if conv else tensor
+        return y + shaped
+    if step == "residual":
+        assert tensor is not None
+        return y + tensor
+    if step == "relu":
+        rectified: Array = np.maximum(y, 0)
+        return rectified
+    if step == "gelu":
+        erf = np.vectorize(math.erf, otypes=[np.float64])
+        gelu: Array = (0.5 * y * (1 + erf(y / math.sqrt(2)))).astype(y.dtype)
+        return gelu
+    if step == "gelu_tanh":
+        inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+        approximate: Array = 0.5 * y * (1 + np.tanh(inner))
+        return approximate
+    if step == "silu":
+        silu: Array = y / (1 + np.exp(-np.clip(y, -700, None)))
+        return silu
+    raise ValueError(f"unknown epilogue step {step!r}")
+
+
+def evaluate(op: LinearOp, x: Array, tensors: tuple[Array, ...] = ()) -> Array:
+    """The op's result in float64: the reference that kernels are checked against."""
+    weight = dense_weight(op.weight).astype(np.float64)
+    x = x.astype(np.float64)
+    y = x @ weight.T if op.conv is None else _convolve(x, weight, op.conv)
+    rest = list(tensors)
+    for step in op.epilogue:
+        tensor = rest.pop(0).astype(np.float64) if step in TENSOR_STEPS else None
+        y = apply_step(step, y, tensor, conv=op.conv is not None)
+    return y
+
+
+def _convolve(x: Array, weight: Array, conv: ConvGeometry) -> Array:
+    patches = im2col(x, conv)  # [n, c kh kw, oh, ow]
+    y: Array = np.einsum("ok,nkhw->nohw", weight, patches)
+    return y
+
+
+def im2col(x: Array, conv: ConvGeometry) -> Array:
+    """[n, c, h, w] -> [n, c·kh·kw, oh, ow]: the window under each output position."""
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilations
+    top, left, bottom, right = conv.pads
+    oh, ow = conv.output_size(x.shape[2], x.shape[3])
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = [
+        padded[:, :, i * dh : i * dh + sh * (oh - 1) + 1 : sh, j * dw :][
+            :, :, :, : sw * (ow - 1) + 1 : sw
+        ]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    stacked = np.stack(windows, axis=2)  # [n, c, kh kw, oh, ow]
+    return stacked.reshape(x.shape[0], x.shape[1] * kh * kw, oh, ow)
