@@ -1,0 +1,119 @@
+"""The house: imports run downwards only, and the front door is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bscompile
+
+ROOT = Path(bscompile.__file__).parent
+
+#: From the ground up; a module may import its own floor and those before it.
+FLOORS = [
+    ("errors",),
+    ("formats",),
+    ("dialect",),
+    ("passes", "importer"),
+    ("targets",),
+    ("tuning",),
+    ("compiler", "report"),
+    ("cli", "demo", "__main__"),
+]
+#: Beside the road: what they may import of ours.
+BESIDE = {
+    "models": {"models", "formats", "errors"},
+    "runtime": {"runtime", "artifact", "errors"},
+    "artifact": {"artifact", "errors"},
+}
+
+
+def _modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT)
+        yield path, relative.parts[0].removesuffix(".py")
+
+
+def _imports(path):
+    """First components below bscompile that a file imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [node.module]
+                if node.module != "bscompile"
+                else [f"bscompile.{alias.name}" for alias in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.startswith("bscompile."):
+                yield name.split(".")[1]
+
+
+def _allowed(room):
+    if room in BESIDE:
+        return BESIDE[room]
+    below = set()
+    for floor in FLOORS:
+        below |= set(floor)
+        if room in floor:
+            return below
+    return None
+
+
+def test_imports_run_downwards_only():
+    wrong = []
+    for path, room in _modules():
+        allowed = _allowed(room)
+        if allowed is None:
+            continue
+        beside = {"runtime", "artifact"}  # light, and usable from every floor above targets
+        if room in {"compiler", "report", "cli", "demo", "tuning"}:
+            allowed = allowed | beside
+        if room in {"cli", "demo"}:
+            allowed = allowed | set(BESIDE)
+            continue
+        wrong += [
+            f"{path.relative_to(ROOT)} imports bscompile.{name}"
+            for name in _imports(path)
+            if name not in allowed and _allowed(name) is not None
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def _imported_packages(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+
+
+def test_only_models_and_the_demo_import_torch():
+    offenders = [
+        str(path.relative_to(ROOT))
+        for path, room in _modules()
+        if room not in {"models", "demo"} and "torch" in _imported_packages(path)
+    ]
+    assert offenders == []
+
+
+def test_the_links_at_the_root_point_into_the_package():
+    checkout = ROOT.parent
+    for name in ("passes", "targets", "models"):
+        link = checkout / name
+        assert link.is_symlink(), f"{name} should be a link to bscompile/{name}"
+        assert link.resolve() == (ROOT / name).resolve()
+
+
+@pytest.mark.parametrize("module", ["bscompile", "bscompile.errors", "bscompile.targets"])
+def test_light_modules_import_nothing_heavy(module):
+    code = (
+        f"import {module}, sys; "
+        "print([m for m in ('tvm', 'torch', 'onnx_ir', 'onnx', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
