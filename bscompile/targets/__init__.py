@@ -28,12 +28,13 @@ def get_target(name: str) -> Target:
     return target
 
 
-def resolve(spec: str, threads: int | None = None) -> TargetContext:
+def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> TargetContext:
     """Turn what the user typed, such as ``cpu`` or ``cpu:avx2``, into a context.
 
     Args:
         spec: ``name`` or ``name:variant``.
         threads: Worker threads to compile for; None takes what the machine has.
+        typical_rows: Rows of x to plan for where the model leaves them symbolic.
 
     Raises:
         TargetError: unknown name or variant, or the machine lacks what it needs.
@@ -46,4 +47,5 @@ def resolve(spec: str, threads: int | None = None) -> TargetContext:
         raise TargetError(
             f"unknown variant {variant!r} of target {name}", did_you_mean(variant, target.variants)
         )
-    return TargetContext(target, variant, target.hardware(variant, threads))
+    hardware = target.hardware(variant, threads)
+    return TargetContext(target, variant, hardware, typical_rows)

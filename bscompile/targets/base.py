@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -214,12 +214,19 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetContext:
-    """A target resolved once: the manifest, the variant and the machine compiled for."""
+    """A target resolved once: the manifest, the variant and the machine compiled for.
+
+    Attributes:
+        target: The manifest.
+        variant: What followed the colon; empty for «this machine».
+        hardware: The machine compiled for.
+        typical_rows: Rows of x to plan for where the model leaves them symbolic.
+    """
 
     target: Target
     variant: str
     hardware: HardwareSpec
-    options: Mapping[str, int | str] = field(default_factory=dict)
+    typical_rows: int = 128
 
 
 def problem_of(op: LinearOp, m: int | None, dtype: np.dtype[Any], typical_m: int = 128) -> Problem:
@@ -227,9 +234,7 @@ def problem_of(op: LinearOp, m: int | None, dtype: np.dtype[Any], typical_m: int
     n, k = op.shape
     weight = op.weight
     if isinstance(weight, np.ndarray):
-        return Problem(
-            "dense", m, n, k, (1, 1), n * k, 0, dtype.name, op.epilogue, typical_m
-        )
+        return Problem("dense", m, n, k, (1, 1), n * k, 0, dtype.name, op.epilogue, typical_m)
     if op.form == "kronecker":
         support = int(weight.support.sum())  # type: ignore[union-attr]
         rank = weight.rank  # type: ignore[union-attr]
