@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.whole_models [bert] [vit] [swin] [mlp]. Two threads on both sides, fp32,
 batch 1, the same ONNX graph; onnxruntime always runs the dense arithmetic, zeros included. Medians
-of interleaved calls. Roofline: live FLOPs / (cores * measured FMA peak), linear layers only.
+of interleaved calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 
 import bscompile
-from benchmarks.timing import interleaved
+from benchmarks.timing import Timing, interleaved
 from tests.end_to_end.families import (
     FAMILIES,
     export,
@@ -38,9 +38,11 @@ WEIGHTS = {
 def session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
-    # Its spinning workers would otherwise run against ours between calls.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def milliseconds(timing: Timing) -> str:
+    return f"{timing.median * 1e3:7.2f} ms (min {timing.minimum * 1e3:.2f})"
 
 
 def compare(family: str, folder: Path) -> None:
@@ -64,8 +66,7 @@ def compare(family: str, folder: Path) -> None:
         ours, theirs = times["ours"], times["ort"]
         size = (folder / "model.bsc").stat().st_size / 1e6
         print(
-            f"{family:5s} {label:17s} ours {ours.median * 1e3:7.2f} ms (min {ours.minimum * 1e3:.2f})"
-            f"  ort {theirs.median * 1e3:7.2f} ms (min {theirs.minimum * 1e3:.2f})"
+            f"{family:5s} {label:17s} ours {milliseconds(ours)}  ort {milliseconds(theirs)}"
             f"  {theirs.median / ours.median:5.2f}x  error {error:.1e}"
             f"  build {built:5.1f} s  artifact {size:6.1f} MB of {path.stat().st_size / 1e6:.1f}",
             flush=True,
