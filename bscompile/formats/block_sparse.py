@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+_NOTHING = np.zeros(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,8 @@ class BlockSparseMatrix:
         bh, bw = self.block
         if bh < 1 or bw < 1:
             raise ValueError(f"block sides must be positive, got {bh}x{bw}")
+        if len(self.shape) != 2 or min(self.shape) < 0:
+            raise ValueError(f"shape must be (out, in), got {self.shape}")
         rows, cols = self.block_rows, self.block_cols
         if self.indptr.shape != (rows + 1,) or self.indptr.dtype != np.int32:
             raise ValueError(
@@ -56,6 +61,12 @@ class BlockSparseMatrix:
         starts[self.indptr[:-1][steps > 0]] = True
         if not (rising | starts[1 : self.nnzb]).all():
             raise ValueError("indices must rise strictly within each block row")
+        # Kernels read whole blocks, so what lies beyond the edge must not count.
+        over_h, over_w = rows * bh - self.shape[0], cols * bw - self.shape[1]
+        below = self.values[self.indptr[-2] :, bh - over_h :] if over_h else _NOTHING
+        beside = self.values[self.indices == cols - 1, :, bw - over_w :] if over_w else _NOTHING
+        if below.any() or beside.any():
+            raise ValueError(f"values beyond the edge of {self.shape} must be zero")
 
     @property
     def block(self) -> tuple[int, int]:
@@ -140,17 +151,75 @@ class BlockSparseMatrix:
         )
 
     def reblock(self, block: tuple[int, int]) -> BlockSparseMatrix:
-        """The same matrix in blocks of another size: merged with fill-in, or split.
+        """The same matrix in blocks of another size: split, merged with fill-in, or both.
 
-        Works block by block, never building the dense matrix when ``block`` equals today's.
+        Works on the live blocks alone, by way of blocks that divide both sizes. Where those
+        would be slivers, or most blocks are live, going by way of the dense matrix is faster.
+
+        Args:
+            block: (bh, bw), the sides wanted; they need not divide today's or the shape.
+
+        Raises:
+            ValueError: a side is not positive.
         """
-        return self if block == self.block else type(self).from_dense(self.to_dense(), block)
+        if block == self.block:
+            return self
+        if min(block) < 1:
+            raise ValueError(f"block sides must be positive, got {block[0]}x{block[1]}")
+        common = math.gcd(self.block[0], block[0]), math.gcd(self.block[1], block[1])
+        slivers = common not in (self.block, block) and common[0] * common[1] < 4
+        crowded = common != self.block and self.density > 0.4
+        if slivers or crowded:
+            return type(self).from_dense(self.to_dense(), block)
+        return self._split(common)._merge(block)
+
+    def _split(self, block: tuple[int, int]) -> BlockSparseMatrix:
+        """The same matrix in blocks whose sides divide today's; zero ones are dropped."""
+        if block == self.block:
+            return self
+        (bh, bw), (h, w) = self.block, block
+        fh, fw = bh // h, bw // w
+        parts = self.values.reshape(self.nnzb, fh, h, fw, w).transpose(0, 1, 3, 2, 4)
+        rows = self.row_ids[:, None, None] * fh + np.arange(fh)[:, None]
+        cols = self.indices[:, None, None] * fw + np.arange(fw)
+        rows, cols = np.broadcast_arrays(rows, cols)
+        live = parts.any(axis=(3, 4))
+        return _from_blocks(parts[live], rows[live], cols[live], self.shape)
+
+    def _merge(self, block: tuple[int, int]) -> BlockSparseMatrix:
+        """The same matrix in blocks whose sides are multiples of today's."""
+        if block == self.block:
+            return self
+        (h, w), (bh, bw) = self.block, block
+        fh, fw = bh // h, bw // w
+        row_ids = self.row_ids
+        cols = -(-self.shape[1] // bw)
+        where = (row_ids // fh).astype(np.int64) * cols + self.indices // fw
+        merged, owner = np.unique(where, return_inverse=True)
+        grid = np.zeros((len(merged), fh, h, fw, w), dtype=self.values.dtype)
+        grid[owner, row_ids % fh, :, self.indices % fw, :] = self.values
+        values = grid.reshape(len(merged), bh, bw)
+        return _from_blocks(values, merged // max(cols, 1), merged % max(cols, 1), self.shape)
 
     def astype(self, dtype: npt.DTypeLike) -> BlockSparseMatrix:
         """The same pattern with values of another dtype."""
         return BlockSparseMatrix(
             self.values.astype(dtype, copy=False), self.indices, self.indptr, self.shape
         )
+
+
+def _from_blocks(
+    values: Array, rows: Array, cols: Array, shape: tuple[int, int]
+) -> BlockSparseMatrix:
+    """Blocks at (rows, cols), in any order -> a matrix."""
+    order = np.lexsort((cols, rows))
+    counts = np.bincount(rows, minlength=-(-shape[0] // values.shape[1]))
+    return BlockSparseMatrix(
+        values=np.ascontiguousarray(values[order]),
+        indices=cols[order].astype(np.int32),
+        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        shape=shape,
+    )
 
 
 def to_tiles(weight: Array, block: tuple[int, int]) -> Array:

@@ -56,7 +56,7 @@ class KroneckerSum:
     @property
     def support(self) -> npt.NDArray[np.bool_]:
         """Bool [m1, n1]: blocks with a non-zero coefficient in any term."""
-        support: npt.NDArray[np.bool_] = self.a.any(axis=0)
+        support: npt.NDArray[np.bool_] = np.asarray(self.a.any(axis=0))
         return support
 
     @property
@@ -68,7 +68,7 @@ class KroneckerSum:
     def nbytes(self) -> int:
         """Bytes of the live coefficients, their int32 pattern and B."""
         live = int(self.support.sum())
-        scalars = live * self.rank * self.a.itemsize + self.b.nbytes
+        scalars = live * self.rank * int(self.a.itemsize) + int(self.b.nbytes)
         return scalars + 4 * (live + self.a.shape[1] + 1)
 
     def macs_per_row(self, order: str) -> int:
