@@ -15,22 +15,25 @@ from bscompile.dialect.ops import (
     weight_inputs,
 )
 
-BODY_OPSET = 20  # the first with Gelu
+LOWEST_OPSET = 20  # the first with Gelu
 
 
 def attach_functions(model: ir.Model) -> int:
     """Give every dialect node its ONNX function and declare the domain.
 
+    Bodies speak the model's own opset: ONNX wants one version of an operator in one model.
+
     Returns:
         How many distinct functions the model now holds.
     """
     used: dict[tuple[str, str, str], ir.Function] = {}
+    opset = max(model.opset_imports.get("", LOWEST_OPSET), LOWEST_OPSET)
     for node in model.graph.all_nodes():
         if is_dialect(node):
             node.overload = _overload(node)
             key = (DOMAIN, node.op_type, node.overload)
             if key not in used:
-                used[key] = _function(node)
+                used[key] = _function(node, opset)
     for key in [k for k in model.functions if k[0] == DOMAIN]:
         del model.functions[key]
     model.functions.update(used)
@@ -59,7 +62,7 @@ def _static_shape(value: ir.Value) -> list[int]:
     return [int(d) for d in value.shape]  # type: ignore[arg-type]  # initializers are static
 
 
-def _function(node: ir.Node) -> ir.Function:
+def _function(node: ir.Node, opset: int) -> ir.Function:
     out, inner = (int(v) for v in node.attributes["shape"].as_ints())
     steps = [s for s in node.attributes["epilogue"].as_string().split(",") if s]
     form = node_form(node)
@@ -105,7 +108,7 @@ def _function(node: ir.Node) -> ir.Function:
             body.append(f"{result} = {call}")
         current = result
     text = (
-        f'<domain: "{DOMAIN}", overload: "{node.overload}", opset_import: ["": {BODY_OPSET}]>\n'
+        f'<domain: "{DOMAIN}", overload: "{node.overload}", opset_import: ["": {opset}]>\n'
         f"{node.op_type} ({', '.join(inputs)}) => ({current})\n{{\n" + "\n".join(body) + "\n}"
     )
     import onnx.parser  # the text form is the shortest way to write a body that people can read

@@ -1,0 +1,143 @@
+"""Each dialect node gets the weight form that should run fastest on the target.
+
+The planner is handed in, because passes know no target: it says for a layer, its rows and its
+dtype which form of W to run and what that costs. Equal problems are planned once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from bscompile.dialect import (
+    CHOICE_KEY,
+    FOUND_KEY,
+    LinearOp,
+    Weight,
+    is_dialect,
+    make_node,
+    read_node,
+    tensor_inputs,
+)
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
+from bscompile.passes.base import GraphPass
+from bscompile.passes.graph import replace
+
+
+class Choice(Protocol):
+    """What a planner answers; ``targets.base.FormChoice`` is one."""
+
+    @property
+    def weight(self) -> Weight:
+        """The weight in the form and block chosen."""
+
+    @property
+    def template(self) -> str:
+        """Name of the kernel template."""
+
+    @property
+    def config(self) -> Mapping[str, int | str]:
+        """Its configuration."""
+
+    @property
+    def seconds(self) -> float:
+        """Expected time of one call."""
+
+    @property
+    def dense_seconds(self) -> float:
+        """Expected time of the dense form."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence for the user."""
+
+    @property
+    def considered(self) -> tuple[tuple[str, float], ...]:
+        """Every candidate as (label, seconds), fastest first."""
+
+
+#: (layer, rows of x or None when symbolic, dtype of x) -> what to run.
+Planner = Callable[[LinearOp, int | None, "np.dtype[Any]"], Choice]
+
+
+class ChooseForm(GraphPass):
+    """Dialect node -> the same layer in the form that the planner chose."""
+
+    def __init__(self, plan: Planner) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Plan each distinct problem once and rewrite its nodes."""
+        plans: dict[tuple[object, ...], Choice] = {}
+        for node in list(model.graph):
+            if not is_dialect(node):
+                continue
+            op, rows = read_node(node), _rows(node)
+            key = (_digest(op.weight), rows, op.epilogue, op.conv)
+            if key not in plans:
+                plans[key] = self._plan(op, rows, _dtype(op.weight))
+            choice = plans[key]
+            self._apply(model.graph, node, op, choice)
+            self.applied_to(op.name, choice.reason)
+        return bool(self.applied)
+
+    def _apply(self, graph: ir.Graph, node: ir.Node, op: LinearOp, choice: Choice) -> None:
+        if choice.weight is not op.weight:
+            found = node.metadata_props.get(FOUND_KEY)
+            x = node.inputs[0]
+            assert x is not None
+            new = make_node(
+                op.with_weight(choice.weight), graph, x, tensor_inputs(node), node.outputs[0]
+            )
+            if found is not None:
+                new.metadata_props[FOUND_KEY] = found
+            replace(graph, [node], [new])
+            node = new
+        node.metadata_props[CHOICE_KEY] = json.dumps(
+            {
+                "template": choice.template,
+                "config": dict(choice.config),
+                "seconds": choice.seconds,
+                "dense_seconds": choice.dense_seconds,
+                "reason": choice.reason,
+                "considered": [list(candidate) for candidate in choice.considered],
+            }
+        )
+
+
+def _rows(node: ir.Node) -> int | None:
+    """Rows that the kernel sees: x's leading dimensions, or n oh ow of a convolution."""
+    value = node.outputs[0] if node.op_type.endswith("Conv") else node.inputs[0]
+    if value is None or value.shape is None:
+        return None
+    dims = list(value.shape)
+    leading = [dims[0], *dims[2:]] if node.op_type.endswith("Conv") else dims[:-1]
+    sizes = [d for d in leading if isinstance(d, int)]
+    return math.prod(sizes) if len(sizes) == len(leading) else None
+
+
+def _arrays(weight: Weight) -> tuple[np.ndarray[Any, Any], ...]:
+    if isinstance(weight, BlockSparseMatrix):
+        return weight.values, weight.indices, weight.indptr
+    return (weight.a, weight.b) if isinstance(weight, KroneckerSum) else (weight,)
+
+
+def _dtype(weight: Weight) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = _arrays(weight)[0].dtype
+    return dtype
+
+
+def _digest(weight: Weight) -> str:
+    """Equal for weights that are equal in every number, form and shape."""
+    digest = hashlib.blake2b(f"{type(weight).__name__} {weight.shape}".encode())
+    for array in _arrays(weight):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

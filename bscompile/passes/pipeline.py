@@ -1,0 +1,71 @@
+"""The order of the passes, as data, and the loop that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from bscompile.errors import BscompileError
+from bscompile.passes.base import GraphPass, Note
+from bscompile.passes.choose_form import ChooseForm, Planner
+from bscompile.passes.fold_constants import FoldConstants
+from bscompile.passes.recognise_linear import RecogniseLinear
+from bscompile.passes.write_dialect import WriteDialect
+
+Dump = Callable[[int, str, ir.Model], None]
+
+
+def pipeline(plan: Planner) -> list[GraphPass]:
+    """The passes in their order.
+
+    Args:
+        plan: (layer, rows or None, dtype) -> the form to run it in; see choose_form.py.
+    """
+    return [
+        FoldConstants(),
+        RecogniseLinear(),
+        ChooseForm(plan),
+        WriteDialect(),
+    ]
+
+
+def run(
+    model: ir.Model,
+    passes: Sequence[GraphPass],
+    dump: Dump | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Note]:
+    """Run passes in order on a model, in place.
+
+    Args:
+        model: The model to rewrite.
+        passes: Fresh pass objects; each runs once.
+        dump: Called after each pass with its number from 1, its name and the model.
+        progress: Called before each pass with its name.
+
+    Returns:
+        What every pass applied and refused, in order.
+
+    Raises:
+        BscompileError: a pass found something that the user can mend.
+        onnx_ir.passes.PassError: a pass broke; the message names it and those before it.
+    """
+    notes: list[Note] = []
+    done: list[str] = []
+    for number, step in enumerate(passes, 1):
+        name = type(step).__name__
+        if progress:
+            progress(f"pass {number}/{len(passes)}: {name}")
+        try:
+            step(model)
+        except BscompileError:
+            raise
+        except Exception as error:
+            after = f" after {', '.join(done)}" if done else ""
+            raise ir.passes.PassError(f"pass {name} failed{after}: {error}") from error
+        done.append(name)
+        notes += [*step.applied, *step.refused]
+        if dump:
+            dump(number, name, model)
+    return notes

@@ -1,0 +1,59 @@
+"""Last pass: the rewritten model becomes a valid ONNX file that any ONNX runtime opens and runs.
+
+Every dialect node gets its function, equal initializers are shared again, unused ones go, names
+are unique, nodes are in order, and onnx's checker agrees.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from bscompile.dialect import attach_functions
+from bscompile.errors import StorageError
+from bscompile.passes.base import GraphPass
+
+_INLINE_BYTES = 2**30  # larger models get their weights in a file of their own
+
+
+class WriteDialect(GraphPass):
+    """Finish the model."""
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Tidy up, attach the functions and check."""
+        common.RemoveUnusedNodesPass()(model)
+        common.DeduplicateHashedInitializersPass(size_limit=2**62)(model)
+        _remove_unused_initializers(model.graph)
+        model.graph.sort()
+        count = attach_functions(model)
+        common.RemoveUnusedOpsetsPass()(model)
+        common.NameFixPass()(model)
+        common.CheckerPass()(model)
+        self.applied_to("graph", f"{count} functions of the dialect attached")
+        return True
+
+
+def _remove_unused_initializers(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def save_copy(model: ir.Model, path: Path) -> None:
+    """Save the model as it stands, with its functions; the model itself stays as it is.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    copy = model.clone()
+    attach_functions(copy)
+    common.NameFixPass()(copy)  # passes may leave a value unnamed
+    nbytes = sum(v.const_value.nbytes for v in copy.graph.initializers.values() if v.const_value)
+    data = f"{path.name}.data" if nbytes > _INLINE_BYTES else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ir.save(copy, path, external_data=data)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
