@@ -1,0 +1,73 @@
+"""Files that are there completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from bscompile.errors import StorageError
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A new file that takes its name only when the block ends without an exception.
+
+    It is written beside its goal, so that the rename stays within one file system, and flushed
+    to the disk first. Whatever ends the block early (a full disk, an error, Ctrl-C) removes it;
+    a file that had the name before stays as it was.
+
+    Raises:
+        StorageError: the place cannot be written, or the disk is full.
+    """
+    goal = Path(path)
+    if goal.exists() and not goal.is_file():
+        kind = "a folder" if goal.is_dir() else "not a regular file"
+        raise StorageError(f"{goal}: cannot be written, it is {kind}", hint="name a file")
+    staged = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # The mode that open() uses, so that the umask decides as for any other file.
+        descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise _storage_error(goal, error) from error
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, goal)
+        _sync_folder(goal.parent)
+    except OSError as error:
+        raise _storage_error(goal, error) from error
+    finally:
+        with suppress(OSError):
+            staged.unlink()  # gone already after a success
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a whole file with ``atomic_file``.
+
+    Raises:
+        StorageError: the place cannot be written, or the disk is full.
+    """
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; some file systems do not offer that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    reason = (error.strerror or str(error)).lower()
+    hint = None if path.parent.is_dir() else f"make the folder {path.parent} first"
+    return StorageError(f"{path}: cannot be written, {reason}", hint)

@@ -1,0 +1,123 @@
+"""The TVM runtime without the TVM compiler: its libraries, its threads, a loaded executable.
+
+Importing the tvm package costs seconds and hundreds of megabytes, so only its runtime library is
+opened here. In a process that has imported tvm already the same library is there, and it is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bscompile.errors import ArtifactError, TargetError
+from bscompile.machine import available_threads
+
+_CPU_DEVICE = (1, 0, 2)  # kDLCPU, device 0, pooled allocator
+_AFFINITY_BIG_CORES = 1
+
+_import_lock = threading.Lock()
+
+
+@cache
+def load_ffi() -> Any:
+    """The tvm_ffi module with the TVM runtime library loaded into the process.
+
+    Raises:
+        TargetError: the runtime is not installed, or its libraries cannot be loaded.
+    """
+    # One worker per processor at most, read once per calling thread when its pool starts, and
+    # not bound to cores: binding costs all speed-up when something else runs on them.
+    os.environ.setdefault("TVM_NUM_THREADS", str(available_threads()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    with _import_lock:
+        ffi = _import_ffi()
+    package = importlib.util.find_spec("tvm")  # finds the folder, imports nothing
+    if package is None or package.origin is None:
+        raise TargetError("the TVM runtime is not installed", hint="pip install apache-tvm")
+    folder = Path(package.origin).parent / "lib"
+    for name in ("libtvm_runtime.so", "libtvm_runtime_extra.so"):  # extra: sort, random
+        try:
+            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise TargetError(f"the TVM runtime cannot be loaded: {error}") from error
+    return ffi
+
+
+def _import_ffi() -> Any:
+    """Import tvm_ffi but not torch, which it would import only because it is installed.
+
+    None in sys.modules is Python's own way to say that a module shall not be found.
+    """
+    hide = "torch" not in sys.modules and "tvm_ffi" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("tvm_ffi")
+    except ImportError as error:
+        raise TargetError(
+            "the TVM runtime is not installed", hint="pip install apache-tvm-ffi"
+        ) from error
+    finally:
+        if hide:
+            del sys.modules["torch"]
+
+
+def use_threads(count: int) -> int:
+    """Let the calling thread's parallel regions use ``count`` workers.
+
+    TVM keeps a pool per calling thread and sizes it once, so a thread that ran TVM code before
+    this module was loaded may have fewer.
+
+    Returns:
+        The number in use.
+    """
+    configure, number = _thread_functions()
+    if number() != count:
+        configure(_AFFINITY_BIG_CORES, count)
+    return int(number())
+
+
+@cache
+def _thread_functions() -> tuple[Any, Any]:
+    ffi = load_ffi()
+    names = ("runtime.config_threadpool", "runtime.NumThreads")
+    configure, number = (ffi.get_global_func(name) for name in names)
+    return configure, number
+
+
+class Executable:
+    """Compiled code, loaded into the process."""
+
+    def __init__(self, code: bytes) -> None:
+        ffi = load_ffi()
+        # A folder of mode 0700 that is gone once the library is mapped.
+        with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
+            path = Path(folder) / "model.so"
+            path.write_bytes(code)
+            try:
+                self._module = ffi.load_module(str(path))
+                self.machine()
+            except (RuntimeError, AttributeError, ValueError, OSError) as error:
+                reason = str(error).strip().split("\n")[-1]
+                raise ArtifactError(f"its code cannot be loaded: {reason}") from error
+
+    def machine(self) -> Any:
+        """A new virtual machine with its own state that runs this code."""
+        vm = self._module["vm_load_executable"]()
+        vm["vm_initialization"](*_CPU_DEVICE)
+        return vm
+
+
+def bind(vm: Any, entry: str, params: Sequence[Any]) -> Any:
+    """The function ``entry`` with its last arguments fixed to ``params``."""
+    vm["save_function"](entry, "bscompile_bound", True, *params)
+    return vm["bscompile_bound"]
