@@ -68,8 +68,8 @@ class KroneckerSum:
     def nbytes(self) -> int:
         """Bytes of the live coefficients, their int32 pattern and B."""
         live = int(self.support.sum())
-        scalars = live * self.rank * int(self.a.itemsize) + int(self.b.nbytes)
-        return scalars + 4 * (live + self.a.shape[1] + 1)
+        scalars = live * self.rank * self.a.itemsize + self.b.nbytes
+        return int(scalars + 4 * (live + self.a.shape[1] + 1))
 
     def macs_per_row(self, order: str) -> int:
         """Multiply-adds per row of x.
