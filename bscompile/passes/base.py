@@ -16,11 +16,13 @@ class Note:
         pass_name: The pass's class name.
         layer: The layer or node concerned, as named in the user's model.
         text: What was done, or why not.
+        applied: Whether it was done.
     """
 
     pass_name: str
     layer: str
     text: str
+    applied: bool = True
 
 
 class GraphPass(ir.passes.InPlacePass):
@@ -48,4 +50,4 @@ class GraphPass(ir.passes.InPlacePass):
 
     def refused_for(self, layer: str, text: str) -> None:
         """Record a refusal and its reason."""
-        self.refused.append(Note(type(self).__name__, layer, text))
+        self.refused.append(Note(type(self).__name__, layer, text, applied=False))

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bscompile.errors import ArtifactError
+
+_SUMMED = (
+    "dense_flops",
+    "flops",
+    "dense_bytes",
+    "bytes",
+    "dense_seconds",
+    "expected_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,8 @@ class LayerReport:
         flops: Of the form that runs.
         dense_bytes: Of W.
         bytes: Of the weight as it runs, its indices included.
-        dense_seconds: Expected time of the dense form.
-        expected_seconds: Expected time of the form that runs.
+        dense_seconds: Expected time of the dense form; None where no form was chosen yet.
+        expected_seconds: Expected time of the form that runs; None likewise.
         measured_seconds: Time measured on a machine; None until somebody measures.
         reason: Why this form, or why the layer stayed dense.
         considered: (candidate, expected seconds), fastest first.
@@ -54,8 +64,8 @@ class LayerReport:
     flops: int
     dense_bytes: int
     bytes: int
-    dense_seconds: float
-    expected_seconds: float
+    dense_seconds: float | None
+    expected_seconds: float | None
     measured_seconds: float | None = None
     reason: str = ""
     considered: tuple[tuple[str, float], ...] = ()
@@ -91,17 +101,13 @@ class Report:
 
     def totals(self) -> dict[str, float]:
         """Sums over the layers of FLOPs, bytes and expected seconds, dense and now."""
-        keys = (
-            *("dense_flops", "flops", "dense_bytes", "bytes"),
-            *("dense_seconds", "expected_seconds"),
-        )
-        return {key: sum(getattr(layer, key) for layer in self.layers) for key in keys}
+        return {key: sum(getattr(layer, key) or 0 for layer in self.layers) for key in _SUMMED}
 
-    def with_measured(self, seconds: dict[str, float]) -> Report:
-        """The same report with measured times, layer name -> seconds."""
+    def with_measured(self, seconds: Sequence[float]) -> Report:
+        """The same report with a measured time for each layer, in their order."""
         layers = tuple(
-            dataclasses.replace(layer, measured_seconds=seconds.get(layer.name))
-            for layer in self.layers
+            dataclasses.replace(layer, measured_seconds=time)
+            for layer, time in zip(self.layers, seconds, strict=True)
         )
         return dataclasses.replace(self, layers=layers)
 

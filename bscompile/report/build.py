@@ -1,0 +1,130 @@
+"""The report of a model whose forms are chosen, read from its dialect nodes.
+
+FLOPs count a multiplication and an addition as two. For rows m and W [out, in]:
+
+    dense          2 m out in
+    block-sparse   2 m nnzb bh bw
+    Kronecker      2 m r min(in bh + nnz bh, nnz bw + out bw): B first or A first
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import onnx_ir as ir
+
+from bscompile.dialect import (
+    CHOICE_KEY,
+    FOUND_KEY,
+    LinearOp,
+    Weight,
+    is_dialect,
+    read_node,
+)
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
+from bscompile.passes.base import Note
+from bscompile.report.model import LayerReport, PassNote, Report
+from bscompile.targets.base import HardwareSpec
+
+
+def make_report(
+    model: ir.Model, notes: Iterable[Note], hardware: HardwareSpec, typical_rows: int = 128
+) -> Report:
+    """Say what became of every linear layer.
+
+    Args:
+        model: After the form choice; its dialect nodes carry what was found and chosen.
+        notes: What the passes did and refused.
+        hardware: The machine that the costs are for.
+        typical_rows: Rows to count where the model leaves them symbolic.
+    """
+    return Report(
+        hardware=hardware.name,
+        isa=hardware.isa,
+        threads=hardware.cores,
+        layers=tuple(
+            _layer(node, typical_rows) for node in model.graph.all_nodes() if is_dialect(node)
+        ),
+        notes=tuple(PassNote(n.pass_name, n.layer, n.text, n.applied) for n in notes),
+    )
+
+
+def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
+    op = read_node(node)
+    found = json.loads(node.metadata_props.get(FOUND_KEY, "{}"))
+    choice = json.loads(node.metadata_props.get(CHOICE_KEY, "{}"))
+    rows = count_rows(node, op) or typical_rows
+    out, inner = op.shape
+    config = choice.get("config", {})
+    return LayerReport(
+        name=op.name,
+        op=op.op_type,
+        shape=op.shape,
+        rows=rows,
+        found=found.get("kind", op.form),
+        trained_block=_trained_block(found, op.weight),
+        density=found.get("density", _density(op.weight)),
+        rank=found.get("rank", op.weight.rank if isinstance(op.weight, KroneckerSum) else 0),
+        form=op.form,
+        block=_block(op.weight),
+        template=choice.get("template", ""),
+        config=", ".join(f"{key} {value}" for key, value in config.items()),
+        dense_flops=2 * rows * out * inner,
+        flops=2 * rows * macs_per_row(op.weight),
+        dense_bytes=out * inner * _itemsize(op.weight),
+        bytes=int(op.weight.nbytes),
+        dense_seconds=choice.get("dense_seconds"),
+        expected_seconds=choice.get("seconds"),
+        reason=_reason(op, found, choice),
+        considered=tuple((str(k), float(v)) for k, v in choice.get("considered", [])),
+    )
+
+
+def macs_per_row(weight: Weight) -> int:
+    """Multiply-adds for one row of x."""
+    if isinstance(weight, KroneckerSum):
+        return min(weight.macs_per_row("b_first"), weight.macs_per_row("a_first"))
+    if isinstance(weight, BlockSparseMatrix):
+        return int(weight.values.size)
+    return int(weight.size)
+
+
+def count_rows(node: ir.Node, op: LinearOp) -> int | None:
+    """Rows of x: the product of its leading axes, or n oh ow; None if one is symbolic."""
+    value = node.outputs[0] if op.conv else node.inputs[0]
+    if value is None or value.shape is None:
+        return None
+    dims = list(value.shape)
+    counted = [dims[0], *dims[2:]] if op.conv else dims[:-1]
+    sizes = [dim for dim in counted if isinstance(dim, int)]
+    return math.prod(sizes) if len(sizes) == len(counted) else None
+
+
+def _reason(op: LinearOp, found: dict[str, Any], choice: dict[str, Any]) -> str:
+    """Why this form; for a layer that stayed dense also what its weight looked like."""
+    parts = [choice.get("reason", "")]
+    if op.form == "dense":
+        parts.append(found.get("reason", ""))
+    return "; ".join(part for part in parts if part)
+
+
+def _trained_block(found: dict[str, Any], weight: Weight) -> tuple[int, int] | None:
+    block = found.get("block") or _block(weight)
+    return None if block is None or tuple(block) == (1, 1) else (int(block[0]), int(block[1]))
+
+
+def _block(weight: Weight) -> tuple[int, int] | None:
+    return weight.block if isinstance(weight, BlockSparseMatrix | KroneckerSum) else None
+
+
+def _density(weight: Weight) -> float:
+    return weight.density if isinstance(weight, BlockSparseMatrix | KroneckerSum) else 1.0
+
+
+def _itemsize(weight: Weight) -> int:
+    if isinstance(weight, BlockSparseMatrix):
+        return int(weight.values.itemsize)
+    return int(weight.a.itemsize if isinstance(weight, KroneckerSum) else weight.itemsize)

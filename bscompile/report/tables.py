@@ -1,0 +1,137 @@
+"""The report as tables for people. Nothing is cut: what does not fit wraps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from bscompile.report.model import LayerReport, Report
+
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def report_view(report: Report, *, notes: bool = False) -> RenderableType:
+    """Everything about a model: machine, layers, totals, reasons.
+
+    Args:
+        report: What to show.
+        notes: Also every note of the passes that applied; refusals are always shown.
+    """
+    head = f"{report.hardware}, {report.isa}, {report.threads} threads"
+    parts: list[RenderableType] = [Text(f"Costs are for {head}")]
+    if report.layers:
+        parts += [layer_table(report), _totals(report), *_reasons(report)]
+    else:
+        parts.append(Text("No linear layer was found."))
+    parts += list(_notes(report, notes))
+    return Group(*parts)
+
+
+def layer_table(report: Report) -> Table:
+    """One row per layer."""
+    measured = any(layer.measured_seconds is not None for layer in report.layers)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", overflow="fold")
+    for name in ("out x in", "rows", "found", "density", "runs as", "FLOP", "bytes"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("dense", justify="right", overflow="fold")
+    table.add_column("expected", justify="right", overflow="fold")
+    if measured:
+        table.add_column("measured", justify="right", overflow="fold")
+    for layer in report.layers:
+        cells = [
+            layer.name,
+            sides(layer.shape),
+            str(layer.rows),
+            found(layer),
+            f"{layer.density:.1%}",
+            form(layer),
+            f"{quantity(layer.dense_flops)} > {quantity(layer.flops)}",
+            f"{quantity(layer.dense_bytes)} > {quantity(layer.bytes)}",
+            duration(layer.dense_seconds),
+            duration(layer.expected_seconds),
+        ]
+        if measured:
+            cells.append(duration(layer.measured_seconds))
+        # Text, because names from a file are not markup.
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def found(layer: LayerReport) -> str:
+    """What the weight was recognised as, such as ``block 16x16``."""
+    block = f" {sides(layer.trained_block)}" if layer.trained_block else ""
+    rank = f" r={layer.rank}" if layer.rank else ""
+    return f"{layer.found}{block}{rank}"
+
+
+def form(layer: LayerReport) -> str:
+    """What runs, such as ``block_sparse 16x16``."""
+    return f"{layer.form} {sides(layer.block)}" if layer.block else layer.form
+
+
+def sides(pair: tuple[int, int]) -> str:
+    """``16x32``."""
+    return f"{pair[0]}x{pair[1]}"
+
+
+def quantity(value: float) -> str:
+    """A number with three digits and a unit prefix, such as ``4.72M``."""
+    for size, letter in _UNITS:
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time with three digits and its unit, such as ``41.5 us``."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _totals(report: Report) -> Text:
+    totals = report.totals()
+    parts = [
+        f"{len(report.layers)} layers",
+        f"FLOP {quantity(totals['dense_flops'])} > {quantity(totals['flops'])}",
+        f"bytes {quantity(totals['dense_bytes'])} > {quantity(totals['bytes'])}",
+        f"expected {duration(totals['dense_seconds'])} > {duration(totals['expected_seconds'])}",
+    ]
+    times = [layer.measured_seconds for layer in report.layers]
+    if all(time is not None for time in times):
+        parts.append(f"measured {duration(sum(time for time in times if time is not None))}")
+    return Text("total: " + ", ".join(parts), style="bold")
+
+
+def _reasons(report: Report) -> Iterator[RenderableType]:
+    """Equal reasons once, with the layers that they are for."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if layer.reason:
+            by_reason.setdefault(layer.reason, []).append(layer.name)
+    if by_reason:
+        yield Text("\nWhy", style="bold")
+    for reason, names in by_reason.items():
+        yield Padding(Text(f"{', '.join(names)}: {reason}"), (0, 0, 0, 2))
+
+
+def _notes(report: Report, with_applied: bool) -> Iterator[RenderableType]:
+    shown = [note for note in report.notes if with_applied or not note.applied]
+    if shown:
+        yield Text("\nPasses", style="bold")
+    for note in shown:
+        verb = "" if note.applied else "refused, "
+        yield Padding(Text(f"{note.pass_name}: {note.layer}: {verb}{note.text}"), (0, 0, 0, 2))
+    hidden = Counter(note.pass_name for note in report.notes if note not in shown)
+    if hidden:
+        counts = ", ".join(f"{name} {count}" for name, count in hidden.items())
+        yield Text(f"\nApplied (every one with -v): {counts}")
