@@ -1,0 +1,9 @@
+"""The kernel templates of the CPU target, in order of preference."""
+
+from __future__ import annotations
+
+from bscompile.targets.base import KernelTemplate
+from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
+from bscompile.targets.kernels.dense import DenseTemplate
+
+TEMPLATES: tuple[KernelTemplate, ...] = (DenseTemplate(), BlockSparseOutputs())

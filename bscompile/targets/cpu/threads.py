@@ -1,0 +1,16 @@
+"""TVM's worker threads: how many, and not tied to cores."""
+
+from __future__ import annotations
+
+import os
+
+
+def set_threads(count: int) -> None:
+    """Make TVM's thread pool use ``count`` workers; call before TVM first runs parallel code.
+
+    TVM takes half of the processors by default and ties each worker to one of them, which on a
+    machine with other work is slower than leaving the choice to the operating system. Both are
+    read from the environment when the pool starts; what the user has set there stays.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(count))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")

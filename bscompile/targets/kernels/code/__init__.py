@@ -1,0 +1,1 @@
+"""The TIR that the kernel templates generate."""

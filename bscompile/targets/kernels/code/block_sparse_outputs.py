@@ -1,0 +1,118 @@
+"""y = x Wᵀ for a block-sparse weight, vectorised over the outputs of a block row.
+
+One block row of W times a tile of rows of x is accumulated in registers. For each live block and
+each of its inputs: one vector of weights, and for each row one broadcast of x and a multiply-add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.base import Array, Problem
+from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
+from bscompile.targets.kernels.code.epilogue import finish
+
+UNROLL = 16  # inputs of a block that are unrolled; wider blocks loop
+
+
+def generate(
+    problem: Problem,
+    operands: Sequence[tuple[str, Array]],
+    *,
+    rows: int,
+    lanes: int,
+    tasks: int,
+    split: str,
+    outer: str,
+) -> Any:
+    """The kernel.
+
+    Args:
+        problem: The layer.
+        operands: values [nnzb, bw, bh]; starts int32 [nnzb], the first input of each block;
+            indptr int32 [block rows + 1]; bounds int32 [tasks + 1], the block rows of each task.
+        rows: Rows of x per tile.
+        lanes: Elements of one vector.
+        tasks: Parallel tasks.
+        split: What the tasks share: ``outputs`` by bounds, or ``rows``.
+        outer: Which loop is outside: ``rows`` keeps a tile of x in the nearest cache and streams
+            the weights, ``outputs`` the other way round.
+    """
+    _, bw, bh = operands[0][1].shape
+    block_rows = len(operands[2][1]) - 1
+    vectors = emit.pieces(bh, lanes)
+    overhang = block_rows * bh - problem.n
+
+    def body(args: Arguments) -> None:
+        emit.for_row_tiles(args.m, rows, lambda r: nest(args, r))
+
+    def nest(args: Arguments, tile_rows: int) -> None:
+        tiles = T.int64(emit.tile_count(args.m, tile_rows))
+        bounds = args.operands[3]
+
+        def task(p: Expr) -> None:
+            tile_range = (T.int64(0), tiles)
+            row_range = (T.int64(0), T.int64(block_rows))
+            if split == "rows":
+                tile_range = emit.share(tiles, p, tasks)
+            else:
+                row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
+            first, second = (tile_range, row_range) if outer == "rows" else (row_range, tile_range)
+            with emit.loop(*first) as i, emit.loop(*second) as j, emit.opaque():
+                tile, block_row = (i, j) if outer == "rows" else (j, i)
+                row = T.bind(emit.tile_start(args.m, tile_rows, tile))
+                block_row_tile(args, tile_rows, T.bind(block_row), row)
+
+        emit.parallel_tasks(tasks, task)
+
+    def block_row_tile(args: Arguments, tile_rows: int, block_row: Expr, row: Expr) -> None:
+        values, starts, indptr, _ = args.operands
+        chains = max(1, min(bw, 8 // (tile_rows * len(vectors))))
+        sums = [emit.accumulators(tile_rows, bh) for _ in range(chains)]
+
+        def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, inner: Expr) -> None:
+            for at, size in vectors:
+                weight = T.bind(emit.load(values, block, inner, at, lanes=size))
+                for r, acc in enumerate(rows_of):
+                    x = emit.splat(args.x[row + r, start + inner], size)
+                    emit.store(acc, emit.load(acc, at, lanes=size) + x * weight, at, lanes=size)
+
+        for rows_of in sums:
+            for acc in rows_of:
+                for at, size in vectors:
+                    emit.store(acc, emit.constant(0.0, size), at, lanes=size)
+        with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
+            block = T.bind(T.cast(index, "int64"))
+            start = T.bind(T.cast(starts[block], "int64"))
+            loops = bw // UNROLL if bw > UNROLL else 0
+            if loops:
+                with T.serial(0, T.int64(loops)) as step:
+                    for u in range(UNROLL):
+                        accumulate(sums[u % chains], block, start, step * UNROLL + u)
+            for inner in range(loops * UNROLL, bw):
+                accumulate(sums[inner % chains], block, start, T.int64(inner))
+        emit_outputs(args, sums, block_row, row)
+
+    def emit_outputs(args: Arguments, sums: list[list[Buffer]], block_row: Expr, row: Expr) -> None:
+        def write(cut: list[tuple[int, int]]) -> None:
+            for r in range(len(sums[0])):
+                for at, size in cut:
+                    value = emit.load(sums[0][r], at, lanes=size)
+                    for rows_of in sums[1:]:
+                        value = value + emit.load(rows_of[r], at, lanes=size)
+                    finish(args, T.bind(value), row + r, block_row * bh + at, size)
+
+        if not overhang:
+            write(vectors)
+            return
+        with T.If(block_row < block_rows - 1):
+            with T.Then():
+                write(vectors)
+            with T.Else():
+                write(emit.pieces(bh - overhang, lanes))
+
+    return emit.generate("block_sparse_outputs", problem, operands, body)

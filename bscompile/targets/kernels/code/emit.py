@@ -1,0 +1,202 @@
+"""Building blocks of generated kernels: signature, tasks, tiles of rows, vectors.
+
+Kernels are generated as fully unrolled TIR on explicit vectors. Three facts of TVM's LLVM
+back end shape everything here:
+
+* Accumulators stay in registers when each is a buffer of at most 512 bytes in the default
+  scope; scope ``local`` goes through memory.
+* Buffers are declared with element alignment, so that every vector access is unaligned: views
+  of intermediate tensors may begin anywhere, and the instructions cost the same.
+* ``T.sblock`` with empty reads and writes is opaque: no later pass may move or split it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.dialect import TENSOR_STEPS
+from bscompile.targets.base import Array, Problem
+
+Expr = Any  # a TIR expression or an int
+Buffer = Any
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A kernel's parameters inside its body.
+
+    Attributes:
+        m: Rows of x and y: an int, or an int64 variable.
+        x: float32 [m, k].
+        y: float32 [m, n].
+        operands: The packed weight's buffers.
+        steps: Epilogue steps with their tensor, None for activations.
+    """
+
+    m: Expr
+    x: Buffer
+    y: Buffer
+    operands: tuple[Buffer, ...]
+    steps: tuple[tuple[str, Buffer | None], ...]
+
+
+def generate(
+    name: str,
+    problem: Problem,
+    operands: Sequence[tuple[str, Array]],
+    body: Callable[[Arguments], None],
+) -> Any:
+    """The PrimFunc (x, *operands, *epilogue tensors, y) with the statements that ``body`` emits."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            m = problem.m if problem.m is not None else T.int64()
+            x = T.arg("x", T.handle())
+            weights = [T.arg(suffix, T.handle()) for suffix, _ in operands]
+            wanted = [step for step in problem.epilogue if step in TENSOR_STEPS]
+            tensors = [T.arg(f"{step}{i}", T.handle()) for i, step in enumerate(wanted)]
+            y = T.arg("y", T.handle())
+            shapes = {"bias": (problem.n,), "residual": (m, problem.n)}
+            x_buffer = _match(x, (m, problem.k), "float32")
+            weight_buffers = tuple(
+                _match(handle, array.shape, array.dtype.name)
+                for handle, (_, array) in zip(weights, operands, strict=True)
+            )
+            tensor_buffers = [
+                _match(handle, shapes[step], "float32")
+                for handle, step in zip(tensors, wanted, strict=True)
+            ]
+            y_buffer = _match(y, (m, problem.n), "float32")
+            steps = tuple(
+                (step, tensor_buffers.pop(0) if step in TENSOR_STEPS else None)
+                for step in problem.epilogue
+            )
+            body(Arguments(m, x_buffer, y_buffer, weight_buffers, steps))
+        return builder.get()
+
+
+def _match(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
+    return T.match_buffer(handle, shape, dtype, align=4)
+
+
+@contextmanager
+def opaque() -> Iterator[None]:
+    """A block that later passes leave alone; accumulators are allocated inside it."""
+    with T.sblock("tile"):
+        T.reads()
+        T.writes()
+        yield
+
+
+@contextmanager
+def loop(first: Expr, last: Expr) -> Iterator[Expr]:
+    """A serial loop over [first, last); yields the index.
+
+    TVM forgets to shift the bounds of inner loops when an outer one does not begin at zero, so
+    every loop here does.
+    """
+    with T.serial(0, last - first) as step:
+        yield first + step
+
+
+def accumulators(count: int, size: int) -> list[Buffer]:
+    """``count`` register-resident float32 buffers of ``size`` elements, at most 128."""
+    return [T.sblock_alloc_buffer((size,), "float32") for _ in range(count)]
+
+
+def parallel_tasks(tasks: int, body: Callable[[Expr], None]) -> None:
+    """Run ``body(p)`` for p in [0, tasks), each on a worker of its own."""
+    if tasks == 1:
+        body(T.int64(0))
+    else:
+        with T.parallel(0, tasks) as p:
+            body(T.cast(p, "int64"))
+
+
+def share(work: Expr, task: Expr, tasks: int) -> tuple[Expr, Expr]:
+    """The task's equal part of [0, work)."""
+    if tasks == 1:
+        return T.int64(0), work
+    return T.floordiv(task * work, T.int64(tasks)), T.floordiv((task + 1) * work, T.int64(tasks))
+
+
+def for_row_tiles(m: Expr, rows: int, emit: Callable[[int], None]) -> None:
+    """Emit the kernel for tiles of ``rows`` rows and, where m may be smaller, for fewer.
+
+    A tile never reaches over row m: the last one is moved back over its neighbour (see
+    ``tile_start``), which needs m >= rows. So a symbolic m gets a chain of smaller tiles.
+    """
+    chain = [size for size in (rows, 4, 1) if size <= rows]
+    chain = sorted(set(chain), reverse=True)
+    if isinstance(m, int):
+        emit(next((size for size in chain if size <= m), 1))
+        return
+    _emit_chain(m, chain, emit)
+
+
+def _emit_chain(m: Expr, chain: list[int], emit: Callable[[int], None]) -> None:
+    if len(chain) == 1:
+        emit(chain[0])
+        return
+    with T.If(m >= chain[0]):
+        with T.Then():
+            emit(chain[0])
+        with T.Else():
+            _emit_chain(m, chain[1:], emit)
+
+
+def tile_count(m: Expr, rows: int) -> Expr:
+    """Tiles of ``rows`` rows that cover m."""
+    return -(-m // rows) if isinstance(m, int) else T.floordiv(m + (rows - 1), T.int64(rows))
+
+
+def tile_start(m: Expr, rows: int, tile: Expr) -> Expr:
+    """First row of a tile; the last tile overlaps the one before and repeats its results."""
+    tile = T.cast(tile, "int64")
+    if rows == 1 or (isinstance(m, int) and m % rows == 0):
+        return tile * rows
+    return T.min(tile * rows, T.int64(m) - rows if isinstance(m, int) else m - rows)
+
+
+def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
+    """Cut ``width`` elements into vectors of at most ``lanes``: (offset, power of two)."""
+    cut, offset = [], 0
+    while offset < width:
+        size = lanes
+        while size > width - offset:
+            size //= 2
+        cut.append((offset, size))
+        offset += size
+    return cut
+
+
+def span(start: Expr, lanes: int) -> Expr:
+    """The index of ``lanes`` consecutive elements."""
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def constant(value: float, lanes: int) -> Expr:
+    """A float32 constant in every lane."""
+    return splat(T.float32(value), lanes)
+
+
+def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
+    """``lanes`` consecutive elements beginning at ``index``."""
+    return buffer[(*index[:-1], span(index[-1], lanes))]
+
+
+def store(buffer: Buffer, value: Expr, *index: Expr, lanes: int) -> None:
+    """Write ``lanes`` consecutive elements beginning at ``index``."""
+    T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])

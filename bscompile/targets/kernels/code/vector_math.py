@@ -1,0 +1,124 @@
+"""exp, erf and the activations on vectors of float32, from arithmetic that every lane can do.
+
+TVM turns ``T.exp`` and ``T.erf`` of a vector into one libm call per lane, 10-30 ns each. The
+functions here stay in registers, about 0.2 ns per element. Largest errors against float64 over
+all finite inputs: exp 2e-7 relative; erf 3e-7 absolute; gelu, gelu_tanh and silu 5e-7 of
+max(1, |x|). NaN gives NaN; a result that leaves float32's range becomes inf or 0.
+They must not be compiled with the fast-math flag ``reassoc``, which undoes the split of ln 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.kernels.code.emit import Expr, constant, splat
+
+# exp(r) on |r| <= ln2 / 2, minimax, lowest power first.
+_EXP = (1.0, 1.0, 0.5, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3)
+_EXP_LOW, _EXP_HIGH = -86.98, 88.7228317  # about 2**-125.5 and float32's largest
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # n * high is exact for |n| < 2**12
+
+# erf(x) = x p(x²) / q(x²) on |x| <= 3.744, beyond which erf rounds to one; lowest power first.
+_ERF_P = (
+    1.128379143519084,
+    1.8520832239976145e-1,
+    5.0955695062380861e-2,
+    3.4082910107109506e-3,
+    2.2905065861350646e-4,
+)
+_ERF_Q = (
+    1.0,
+    4.9746925110067538e-1,
+    1.1098505178285362e-1,
+    1.4070470171167667e-2,
+    1.0179625278914885e-3,
+    2.3547966471313185e-5,
+    -1.1791602954361697e-7,
+)
+_ERF_END = 3.7439211627767994
+
+
+def _dtype(kind: str, lanes: int) -> str:
+    return kind if lanes == 1 else f"{kind}x{lanes}"
+
+
+def _polynomial(x: Expr, coefficients: tuple[float, ...], lanes: int) -> Expr:
+    value = constant(coefficients[-1], lanes)
+    for c in reversed(coefficients[:-1]):
+        value = T.bind(value * x + constant(c, lanes))
+    return value
+
+
+def _clamp(x: Expr, low: float, high: float, lanes: int) -> Expr:
+    """Cut x to [low, high]; the order of the operands keeps NaN."""
+    above = T.bind(T.max(constant(low, lanes), x))
+    return T.bind(T.min(constant(high, lanes), above))
+
+
+def exp(x: Expr, lanes: int) -> Expr:
+    """Exponential function; 0 below -86.98, where float32 ends soon."""
+    x = T.bind(x)
+    cut = _clamp(x, _EXP_LOW, _EXP_HIGH, lanes)
+    n = T.bind(T.floor(cut * constant(math.log2(math.e), lanes) + constant(0.5, lanes)))
+    r = T.bind(cut - n * constant(_LN2_HIGH, lanes) - n * constant(_LN2_LOW, lanes))
+    # 2 exp(r) times 2**(n - 1), whose exponent still fits when n is 128.
+    exponent = T.cast(n, _dtype("int32", lanes)) + splat(T.int32(126), lanes)
+    bits = T.shift_left(exponent, splat(T.int32(23), lanes))
+    doubled = tuple(2 * c for c in _EXP)
+    value = _polynomial(r, doubled, lanes) * T.reinterpret(_dtype("float32", lanes), bits)
+    value = T.bind(T.Select(x > constant(_EXP_HIGH, lanes), constant(math.inf, lanes), value))
+    return T.bind(T.Select(x < constant(_EXP_LOW, lanes), constant(0.0, lanes), value))
+
+
+def erf(x: Expr, lanes: int) -> Expr:
+    """The error function."""
+    x = T.bind(x)
+    cut = _clamp(x, -_ERF_END, _ERF_END, lanes)
+    square = T.bind(cut * cut)
+    ratio = _polynomial(square, _ERF_P, lanes) / _polynomial(square, _ERF_Q, lanes)
+    value = T.bind(cut * ratio)
+    # Exactly one at the ends, so that gelu of a large negative number is exactly zero.
+    value = T.bind(T.Select(x >= constant(_ERF_END, lanes), constant(1.0, lanes), value))
+    return T.bind(T.Select(x <= constant(-_ERF_END, lanes), constant(-1.0, lanes), value))
+
+
+def sigmoid(x: Expr, lanes: int) -> Expr:
+    """1 / (1 + exp(-x))."""
+    one = constant(1.0, lanes)
+    return one / (one + exp(constant(0.0, lanes) - x, lanes))
+
+
+def tanh(x: Expr, lanes: int) -> Expr:
+    """Hyperbolic tangent; absolute error 2e-7."""
+    return constant(2.0, lanes) * sigmoid(x + x, lanes) - constant(1.0, lanes)
+
+
+def relu(x: Expr, lanes: int) -> Expr:
+    """max(x, 0)."""
+    return T.max(constant(0.0, lanes), x)  # in this order NaN stays NaN
+
+
+def gelu(x: Expr, lanes: int) -> Expr:
+    """Gaussian error linear unit x Φ(x), by erf."""
+    x = T.bind(x)
+    half = T.bind(constant(0.5, lanes) * x)
+    return half + half * erf(x * constant(math.sqrt(0.5), lanes), lanes)
+
+
+def gelu_tanh(x: Expr, lanes: int) -> Expr:
+    """GELU's tanh approximation: 0.5 (1 + tanh u) = sigmoid(2 u)."""
+    x = T.bind(x)
+    cubic = constant(0.044715, lanes) * x * x + constant(1.0, lanes)
+    u = x * cubic * constant(2 * math.sqrt(2 / math.pi), lanes)
+    return x * sigmoid(u, lanes)
+
+
+def silu(x: Expr, lanes: int) -> Expr:
+    """Sigmoid linear unit x sigmoid(x)."""
+    x = T.bind(x)
+    return x * sigmoid(x, lanes)
+
+
+ACTIVATIONS = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}

@@ -1,0 +1,65 @@
+"""The template of dense layers: weight packed in panels, row tiles times panels in registers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bscompile.dialect import Weight, dense_weight
+from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
+
+
+class DenseTemplate(KernelTemplate):
+    """Configuration: ``rows`` per tile, ``width`` of a panel in outputs, ``tasks``."""
+
+    name = "dense"
+
+    def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
+        """Register tiles that fit the machine, the cheapest by cost first."""
+        if problem.form != "dense" or problem.dtype != "float32":
+            return ()
+        lanes = hardware.vector_bytes // 4
+        configs = []
+        widths = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
+        for width in widths:
+            for rows in (1, 2, 4, 6, 8, 12, 14):
+                if rows * width <= 28 * lanes and rows <= max(1, problem.rows):
+                    configs.append({"rows": rows, "width": width, "tasks": hardware.cores})
+        return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
+
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call."""
+        return 2 * problem.rows * problem.n * problem.k / (hardware.peak_gflops["float32"] * 1e9)
+
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Pack the weight in panels and generate the kernel."""
+        from bscompile.targets.kernels.code import dense
+
+        operands = (("panels", pack_panels(dense_weight(weight), int(config["width"]))),)
+        func = dense.generate(
+            problem,
+            operands,
+            rows=int(config["rows"]),
+            lanes=hardware.vector_bytes // 4,
+            tasks=int(config["tasks"]),
+        )
+        return Kernel(func, operands)
+
+
+def pack_panels(weight: Array, width: int) -> Array:
+    """W [n, k] -> [panels, k, width]; the last panel ends at n, overlapping where it must.
+
+    Raises:
+        ValueError: ``width`` exceeds n.
+    """
+    n, k = weight.shape
+    if not 0 < width <= n:
+        raise ValueError(f"a panel of {width} does not fit {n} outputs")
+    panels = -(-n // width)
+    packed = np.empty((panels, k, width), weight.dtype)
+    whole = n // width
+    packed[:whole] = weight[: whole * width].reshape(whole, width, k).transpose(0, 2, 1)
+    if whole < panels:
+        packed[-1] = weight[n - width :].T
+    return packed
