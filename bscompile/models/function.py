@@ -1,0 +1,167 @@
+"""y = x Wᵀ with W = Σᵢ Cᵢ ⊗ Bᵢ, forward and backward, saving nothing but x, C and B.
+
+Activations are handled feature-major (xᵀ [n, N]): then both contractions are plain matrix
+products on views, without moving the intermediate tensor.
+
+    B first   Z[p] = B x[p]   [n1, r bh, N]     y = C Z   [m1, bh N]
+    A first   U    = C x      [m1, r bw, N]     y[q] = B U[q]   [bh, N]
+    built     W    = merge(C, B)                y = W x
+
+Z and U are r times as large as the activations, so backward computes them again.
+Multiply-adds per row, with square brackets for what a batch pays once:
+B first r (n bh + m n / bw), A first r (m n / bh + m bw), built m n [+ r m n].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bscompile.errors import UsageError
+from bscompile.models.blocks import Block, merge_factors, to_blocks
+
+Form = Literal["b_first", "a_first", "built"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+def macs_per_row(shape: tuple[int, int], block: Block, rank: int) -> dict[Form, int]:
+    """Multiply-adds of one row of x in each form, all blocks counted as live.
+
+    Args:
+        shape: (out, in) of W.
+        block: (bh, bw).
+        rank: Number of Kronecker terms.
+    """
+    (out, inner), (bh, bw) = shape, block
+    return {
+        "b_first": rank * (inner * bh + out * inner // bw),
+        "a_first": rank * (out * inner // bh + out * bw),
+        "built": out * inner,
+    }
+
+
+def cheapest_form(shape: tuple[int, int], block: Block, rank: int) -> Form:
+    """The form with the fewest multiply-adds a row."""
+    cost = macs_per_row(shape, block, rank)
+    return min(FORMS, key=cost.__getitem__)
+
+
+def kronecker_linear(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Form) -> Tensor:
+    """Apply Σᵢ Cᵢ ⊗ Bᵢ to the last dimension of x.
+
+    Args:
+        x: Float [..., n1 bw].
+        coefficients: C = S∘A, float [r, m1, n1].
+        patterns: B, float [r, bh, bw].
+        form: How to contract; the result is the same up to rounding.
+
+    Returns:
+        Float [..., m1 bh], in the autocast dtype if autocast is on.
+
+    Raises:
+        UsageError: The last dimension of x is not n1 bw, or the form is unknown.
+    """
+    inner = coefficients.shape[2] * patterns.shape[2]
+    if x.shape[-1] != inner:
+        raise UsageError(f"block-sparse layer: wanted input [..., {inner}], got {list(x.shape)}")
+    if form not in FORMS:
+        raise UsageError(f"form: wanted one of {', '.join(FORMS)}, got {form!r}")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, coefficients, patterns = (t.to(dtype) for t in (x, coefficients, patterns))
+    rows = x.reshape(-1, inner)
+    y: Tensor = _KroneckerProduct.apply(rows, coefficients, patterns, form)  # type: ignore[no-untyped-call]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class _KroneckerProduct(torch.autograd.Function):
+    """Rows [N, n], C [r, m1, n1], B [r, bh, bw] -> [N, m]."""
+
+    @staticmethod
+    def forward(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Form) -> Tensor:
+        contract = {"b_first": _b_first, "a_first": _a_first, "built": _built}[form]
+        # Autocast is settled by the caller, so that backward sees the same dtypes.
+        with torch.autocast(x.device.type, enabled=False):
+            return contract(x.T.contiguous(), coefficients, patterns).T.contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, coefficients, patterns, ctx.form = inputs
+        ctx.save_for_backward(x, coefficients, patterns)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, coefficients, patterns = ctx.saved_tensors
+        gradient = {"b_first": _b_first_grad, "a_first": _a_first_grad, "built": _built_grad}
+        dx, dc, db = gradient[ctx.form](
+            grads[0].T.contiguous(), x.T.contiguous(), coefficients, patterns
+        )
+        return dx.T.contiguous(), dc, db, None
+
+
+def _b_first(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
+    z = torch.matmul(b.reshape(r * bh, bw), xt.view(n1, bw, rows))  # [n1, r bh, N]
+    return (_terms_last(c) @ z.view(n1 * r, bh * rows)).view(m1 * bh, rows)
+
+
+def _b_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
+    stacked, terms, x = b.reshape(r * bh, bw), _terms_last(c), xt.view(n1, bw, rows)
+    g = gt.view(m1, bh * rows)
+    z = torch.matmul(stacked, x).view(n1 * r, bh * rows)
+    dc = (g @ z.T).view(m1, n1, r).permute(2, 0, 1)
+    dz = (terms.T @ g).view(n1, r * bh, rows)
+    dx = torch.matmul(stacked.T, dz).view(n1 * bw, rows)
+    db = torch.bmm(dz, x.transpose(1, 2)).sum(0).view(r, bh, bw)
+    return dx, dc, db
+
+
+def _a_first(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
+    u = _terms_inner(c) @ xt.view(n1, bw * rows)  # [m1 r, bw N]
+    return torch.matmul(_side_by_side(b), u.view(m1, r * bw, rows)).view(m1 * bh, rows)
+
+
+def _a_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
+    side, terms, x = _side_by_side(b), _terms_inner(c), xt.view(n1, bw * rows)
+    g = gt.view(m1, bh, rows)
+    u = (terms @ x).view(m1, r * bw, rows)
+    db = torch.bmm(g, u.transpose(1, 2)).sum(0).view(bh, r, bw).permute(1, 0, 2)
+    du = torch.matmul(side.T, g).view(m1 * r, bw * rows)
+    dc = (du @ x.T).view(m1, r, n1).permute(1, 0, 2)
+    dx = (terms.T @ du).view(n1 * bw, rows)
+    return dx, dc, db
+
+
+def _built(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
+    return merge_factors(c, b) @ xt
+
+
+def _built_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    (r, m1, n1), (_, bh, bw) = c.shape, b.shape
+    dw = to_blocks(gt @ xt.T, (bh, bw)).reshape(m1 * n1, bh * bw)
+    dc = (b.reshape(r, bh * bw) @ dw.T).view(r, m1, n1)
+    db = (c.reshape(r, m1 * n1) @ dw).view(r, bh, bw)
+    return merge_factors(c, b).T @ gt, dc, db
+
+
+def _terms_last(c: Tensor) -> Tensor:
+    """[r, m1, n1] -> [m1, n1 r]: the order in which B-first lays out Z."""
+    r, m1, n1 = c.shape
+    return c.permute(1, 2, 0).reshape(m1, n1 * r)
+
+
+def _terms_inner(c: Tensor) -> Tensor:
+    """[r, m1, n1] -> [m1 r, n1]: the order in which A-first lays out U."""
+    r, m1, n1 = c.shape
+    return c.permute(1, 0, 2).reshape(m1 * r, n1)
+
+
+def _side_by_side(b: Tensor) -> Tensor:
+    """[r, bh, bw] -> [bh, r bw]."""
+    r, bh, bw = b.shape
+    return b.permute(1, 0, 2).reshape(bh, r * bw)
