@@ -10,7 +10,9 @@ from bscompile.errors import BscompileError
 from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.choose_form import ChooseForm, Planner
 from bscompile.passes.fold_constants import FoldConstants
+from bscompile.passes.fuse_epilogues import FuseEpilogues
 from bscompile.passes.recognise_linear import RecogniseLinear
+from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
 
 Dump = Callable[[int, str, ir.Model], None]
@@ -23,9 +25,15 @@ def pipeline(plan: Planner) -> list[GraphPass]:
         plan: (layer, rows or None, dtype) -> the form to run it in; see choose_form.py.
     """
     return [
+        # First, so that everything after it sees float32 only.
+        WidenFloat16(),
+        # Recognition reads constants: weights that the graph computes must be one by then.
         FoldConstants(),
         RecogniseLinear(),
+        # Before the choice: the epilogue is part of the problem that a kernel is chosen for.
+        FuseEpilogues(),
         ChooseForm(plan),
+        # Last: it shares equal weights again and writes the functions of what is left.
         WriteDialect(),
     ]
 

@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 from bscompile.dialect import attach_functions
 from bscompile.errors import StorageError
 from bscompile.passes.base import GraphPass
+from bscompile.passes.widen_float16 import mark_storage
 
 _INLINE_BYTES = 2**30  # larger models get their weights in a file of their own
 
@@ -26,6 +27,7 @@ class WriteDialect(GraphPass):
         common.RemoveUnusedNodesPass()(model)
         common.DeduplicateHashedInitializersPass(size_limit=2**62)(model)
         _remove_unused_initializers(model.graph)
+        mark_storage(model)
         model.graph.sort()
         count = attach_functions(model)
         common.RemoveUnusedOpsetsPass()(model)
