@@ -6,6 +6,18 @@ from bscompile.dialect import Weight
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing import pack_block_rows
+from bscompile.targets.kernels.roofline import (
+    LOOP,
+    TILE,
+    input_units,
+    lanes_of,
+    registers_of,
+    row_tiles,
+    seconds,
+    store_units,
+    task_counts,
+)
+from bscompile.targets.kernels.vectors import pieces
 
 MAX_HEIGHT = 64  # taller blocks would not leave registers for more than a few rows
 
@@ -17,25 +29,41 @@ class BlockSparseOutputs(KernelTemplate):
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Register tiles that fit the machine, the cheapest by cost first."""
-        bh, _ = problem.block
+        bh = problem.block[0]
         if problem.form != "block_sparse" or problem.dtype != "float32" or bh > MAX_HEIGHT:
             return ()
-        lanes = hardware.vector_bytes // 4
-        vectors = -(-bh // lanes)
-        registers = 28 if hardware.vector_bytes == 64 else 12
-        sizes = [r for r in (8, 6, 12, 16, 4, 2, 1) if r * vectors <= registers]
-        sizes = [r for r in sizes if r <= max(1, problem.rows)]
-        return tuple(
-            {"rows": r, "tasks": hardware.cores, "split": "outputs", "outer": outer}
-            for r in sizes
+        lanes = lanes_of(hardware)
+        vectors = len(pieces(bh, lanes))
+        configs = [
+            {"rows": rows, "tasks": tasks, "split": split, "outer": outer}
+            for rows in (1, 2, 4, 6, 8)  # more rows collide in the nearest cache
+            if rows == 1 or rows * vectors <= registers_of(hardware)
+            if rows <= max(1, problem.rows)
+            for tasks in task_counts(hardware)
+            for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
             for outer in ("rows", "outputs")
-        )
+        ]
+        return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call."""
-        bh, bw = problem.block
-        flops = 2 * problem.rows * problem.nnzb * bh * bw
-        return flops / (hardware.peak_gflops["float32"] * 1e9)
+        rows, tasks = int(config["rows"]), int(config["tasks"])
+        lanes, (bh, bw) = lanes_of(hardware), problem.block
+        tiles, block_rows = row_tiles(problem, rows), -(-problem.n // bh)
+        units = problem.nnzb * (bw * input_units(rows, bh, lanes) + LOOP)
+        units += block_rows * (TILE + store_units(problem, rows, bh, lanes))
+        by_rows = config["split"] == "rows"
+        limit = tiles if by_rows else block_rows
+        weight_bytes = 4.0 * problem.nnzb * (bh * bw + 1)
+        weight_held = weight_bytes if by_rows else weight_bytes / tasks
+        x_held = 4.0 * problem.k * (problem.rows / tasks if by_rows else problem.rows)
+        x_bytes = 4.0 * problem.nnzb * problem.rows * max(bw, 16)  # a cache line at least
+        if config["outer"] == "rows":
+            traffic = [(weight_bytes * tiles, weight_held), (x_bytes, 4.0 * problem.k * rows)]
+        else:
+            repeats = tasks if by_rows else 1
+            traffic = [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
+        return seconds(hardware, min(tasks, limit), tiles * units, traffic)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -50,7 +78,7 @@ class BlockSparseOutputs(KernelTemplate):
             problem,
             operands,
             rows=int(config["rows"]),
-            lanes=hardware.vector_bytes // 4,
+            lanes=lanes_of(hardware),
             tasks=tasks,
             split=str(config["split"]),
             outer=str(config["outer"]),

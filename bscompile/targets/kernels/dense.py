@@ -6,6 +6,16 @@ import numpy as np
 
 from bscompile.dialect import Weight, dense_weight
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.roofline import (
+    TILE,
+    input_units,
+    lanes_of,
+    registers_of,
+    row_tiles,
+    seconds,
+    store_units,
+    task_counts,
+)
 
 
 class DenseTemplate(KernelTemplate):
@@ -17,18 +27,31 @@ class DenseTemplate(KernelTemplate):
         """Register tiles that fit the machine, the cheapest by cost first."""
         if problem.form != "dense" or problem.dtype != "float32":
             return ()
-        lanes = hardware.vector_bytes // 4
-        configs = []
+        lanes = lanes_of(hardware)
         widths = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
-        for width in widths:
-            for rows in (1, 2, 4, 6, 8, 12, 14):
-                if rows * width <= 28 * lanes and rows <= max(1, problem.rows):
-                    configs.append({"rows": rows, "width": width, "tasks": hardware.cores})
+        configs = [
+            {"rows": rows, "width": width, "tasks": tasks}
+            for width in widths
+            for rows in (1, 2, 4, 6, 8, 12)
+            if rows * width <= registers_of(hardware) * lanes and rows <= max(1, problem.rows)
+            for tasks in task_counts(hardware)
+        ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call."""
-        return 2 * problem.rows * problem.n * problem.k / (hardware.peak_gflops["float32"] * 1e9)
+        rows, width, tasks = int(config["rows"]), int(config["width"]), int(config["tasks"])
+        lanes = lanes_of(hardware)
+        tiles, panels = row_tiles(problem, rows), -(-problem.n // width)
+        tile = problem.k * input_units(rows, width, lanes) + TILE
+        tile += store_units(problem, rows, width, lanes)
+        panel_bytes = 4 * problem.k * width
+        # Each panel comes once from where W stays, then again for each further row tile.
+        traffic = [
+            (panels * panel_bytes, panels * panel_bytes / tasks),
+            ((tiles - 1) * panels * panel_bytes, panel_bytes),
+        ]
+        return seconds(hardware, min(tasks, tiles * panels), tiles * panels * tile, traffic)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -41,7 +64,7 @@ class DenseTemplate(KernelTemplate):
             problem,
             operands,
             rows=int(config["rows"]),
-            lanes=hardware.vector_bytes // 4,
+            lanes=lanes_of(hardware),
             tasks=int(config["tasks"]),
         )
         return Kernel(func, operands)

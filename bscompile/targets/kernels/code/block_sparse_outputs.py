@@ -15,6 +15,7 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish
+from bscompile.targets.kernels.vectors import pieces
 
 UNROLL = 16  # inputs of a block that are unrolled; wider blocks loop
 
@@ -44,7 +45,7 @@ def generate(
     """
     _, bw, bh = operands[0][1].shape
     block_rows = len(operands[2][1]) - 1
-    vectors = emit.pieces(bh, lanes)
+    vectors = pieces(bh, lanes)
     overhang = block_rows * bh - problem.n
 
     def body(args: Arguments) -> None:
@@ -113,6 +114,6 @@ def generate(
             with T.Then():
                 write(vectors)
             with T.Else():
-                write(emit.pieces(bh - overhang, lanes))
+                write(pieces(bh - overhang, lanes))
 
     return emit.generate("block_sparse_outputs", problem, operands, body)

@@ -15,6 +15,7 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish
+from bscompile.targets.kernels.vectors import pieces
 
 CHAINS = 8  # independent sums that hide the latency of the multiply-add
 UNROLL = 8  # inputs per loop step; without it LLVM unrolls, and shuffles accumulators
@@ -59,7 +60,7 @@ def generate(
         (weights,) = args.operands
         split = max(1, CHAINS * lanes // (tile_rows * width))
         sums = [emit.accumulators(tile_rows, width) for _ in range(split)]
-        vectors = emit.pieces(width, lanes)
+        vectors = pieces(width, lanes)
 
         def accumulate(rows_of: list[Buffer], inner: Expr) -> None:
             for at, size in vectors:

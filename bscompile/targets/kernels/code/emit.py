@@ -165,18 +165,6 @@ def tile_start(m: Expr, rows: int, tile: Expr) -> Expr:
     return T.min(tile * rows, T.int64(m) - rows if isinstance(m, int) else m - rows)
 
 
-def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
-    """Cut ``width`` elements into vectors of at most ``lanes``: (offset, power of two)."""
-    cut, offset = [], 0
-    while offset < width:
-        size = lanes
-        while size > width - offset:
-            size //= 2
-        cut.append((offset, size))
-        offset += size
-    return cut
-
-
 def span(start: Expr, lanes: int) -> Expr:
     """The index of ``lanes`` consecutive elements."""
     return start if lanes == 1 else T.ramp(start, 1, lanes)

@@ -1,0 +1,85 @@
+"""The cost models' shared arithmetic: how long vector work and cache traffic take.
+
+Time is counted in *units*: one multiply-add on a full vector register at the machine's peak.
+A kernel takes the longer of its units and its traffic, shared by its tasks, plus the launch.
+The constants were fitted on a Zen 4 and checked by benchmarks/cost_model_rank.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bscompile.targets.base import HardwareSpec, Problem
+from bscompile.targets.kernels.vectors import pieces
+
+NARROW = 0.65  # units of a multiply-add on half a register or less
+LOOP = 6.0  # units to fetch an index and start over
+TILE = 25.0  # units to set up and leave a register tile
+LOAD, BROADCAST = 1.3, 0.5  # units of reading a vector, a scalar into all lanes
+
+# Units per vector of outputs.
+_STEPS = {"bias": 1.0, "residual": 2.0, "relu": 1.0, "gelu": 21.0, "gelu_tanh": 22.0, "silu": 18.0}
+
+
+def lanes_of(hardware: HardwareSpec) -> int:
+    """Float32 elements of one vector register."""
+    return hardware.vector_bytes // 4
+
+
+def registers_of(hardware: HardwareSpec) -> int:
+    """Vector registers that may hold accumulators; some are left for operands."""
+    return 24 if hardware.vector_bytes == 64 else 12
+
+
+def row_tiles(problem: Problem, rows: int) -> int:
+    """Tiles of ``rows`` rows; the overlap of the last one is work done twice."""
+    return max(1, -(-problem.rows // rows))
+
+
+def vector_units(width: int, lanes: int) -> float:
+    """Units of one multiply-add on ``width`` outputs side by side."""
+    return sum(1.0 if size == lanes else NARROW for _, size in pieces(width, lanes))
+
+
+def input_units(rows: int, width: int, lanes: int) -> float:
+    """Units of one input against ``rows`` rows x ``width`` outputs held in registers."""
+    vectors = vector_units(width, lanes)
+    return max(rows * vectors, (LOAD + BROADCAST * rows) * vectors)
+
+
+def store_units(problem: Problem, rows: int, width: int, lanes: int) -> float:
+    """Units of the epilogue and the store of a tile."""
+    vectors = sum(1 for _ in pieces(width, lanes))
+    return rows * vectors * (2.0 + sum(_STEPS[step] for step in problem.epilogue))
+
+
+def seconds(
+    hardware: HardwareSpec, tasks: int, units: float, traffic: Sequence[tuple[float, float]]
+) -> float:
+    """Expected time of a kernel.
+
+    Args:
+        hardware: The machine.
+        tasks: Parallel tasks, at most the machine's cores.
+        units: Vector work of all tasks together.
+        traffic: (bytes read by all tasks together, bytes of one task's working set) for each
+            tensor; the set decides which cache it comes from.
+    """
+    unit = 2 * lanes_of(hardware) / (hardware.peak_gflops["float32"] * 1e9)
+    compute = units * unit / tasks
+    memory = sum(read / tasks / read_rate(hardware, held, tasks) for read, held in traffic)
+    launch = hardware.launch_seconds if tasks > 1 else 0.0
+    return max(compute, memory) + 0.1 * min(compute, memory) + launch
+
+
+def read_rate(hardware: HardwareSpec, held: float, tasks: int) -> float:
+    """Bytes per second that one core reads from where ``held`` bytes stay."""
+    for size, rate in zip(hardware.cache_bytes, hardware.cache_gbps, strict=True):
+        if held <= 0.75 * size:
+            return rate * 1e9
+    return hardware.memory_gbps * 1e9 / tasks
+
+
+def task_counts(hardware: HardwareSpec) -> tuple[int, ...]:
+    """How many tasks are worth trying."""
+    return (hardware.cores, 1) if hardware.cores > 1 else (1,)

@@ -1,0 +1,208 @@
+"""Which form of a weight to run: every form it has, every template, the cheapest by cost model.
+
+Candidates are counted, not built: only the chosen one's values are ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.dialect import LinearOp, Weight, dense_weight
+from bscompile.errors import TargetError
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
+from bscompile.targets.base import Config, FormChoice, Problem, TargetContext, problem_of
+
+_SIDES = (4, 8, 16, 32)  # of the execution blocks tried beside the trained one
+_MARGIN = 0.95  # a sparse form must be expected to save this much to replace dense
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """One way to run the layer.
+
+    Attributes:
+        label: For people, such as ``block-sparse 16x16``.
+        problem: What it poses to the templates.
+        build: Makes the weight.
+    """
+
+    label: str
+    problem: Problem
+    build: Callable[[], Weight]
+
+
+@dataclass(frozen=True, eq=False)
+class _Priced:
+    candidate: _Candidate
+    template: str
+    config: Config
+    seconds: float
+
+
+def plan(op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetContext) -> FormChoice:
+    """The form, template and configuration that should run a layer fastest.
+
+    Args:
+        op: The layer.
+        m: Rows of x; None when symbolic.
+        dtype: Of x and the weight.
+        context: The target to run on.
+
+    Raises:
+        TargetError: the target has no kernel for the dtype.
+    """
+    problem = problem_of(op, m, dtype, context.typical_rows)
+    dense = _price(_dense(op, problem), context)
+    if dense is None:
+        raise TargetError(
+            f"{op.name}: target {context.target.name} has no kernel for {dtype.name}",
+            "convert the model to float32",
+        )
+    priced = [dense]
+    for candidate in _sparse_candidates(op, problem):
+        if (entry := _price(candidate, context)) is not None:
+            priced.append(entry)
+    priced.sort(key=lambda entry: entry.seconds)
+    chosen = dense if priced[0].seconds > _MARGIN * dense.seconds else priced[0]
+    return FormChoice(
+        weight=op.weight if chosen.candidate.problem == problem else chosen.candidate.build(),
+        template=chosen.template,
+        config=chosen.config,
+        seconds=chosen.seconds,
+        dense_seconds=dense.seconds,
+        reason=_reason(op, problem, chosen, priced, context),
+        considered=tuple((entry.candidate.label, entry.seconds) for entry in priced),
+    )
+
+
+def _price(candidate: _Candidate, context: TargetContext) -> _Priced | None:
+    """The candidate's best template and configuration; None when no template takes it."""
+    best: _Priced | None = None
+    for template in context.target.templates:
+        space = template.space(candidate.problem, context.hardware)
+        if space:
+            cost = template.cost(candidate.problem, space[0], context.hardware)
+            if best is None or cost < best.seconds:
+                best = _Priced(candidate, template.name, space[0], cost)
+    return best
+
+
+def _dense(op: LinearOp, problem: Problem) -> _Candidate:
+    n, k = op.shape
+    dense = replace(problem, form="dense", block=(1, 1), nnzb=n * k, rank=0)
+    return _Candidate("dense", dense, lambda: dense_weight(op.weight))
+
+
+def _sparse_candidates(op: LinearOp, problem: Problem) -> Iterator[_Candidate]:
+    weight = op.weight
+    if isinstance(weight, np.ndarray):
+        return
+    rank = 0
+    if isinstance(weight, KroneckerSum):
+        rank = weight.rank
+        yield _Candidate(f"factorized {_size(weight.block)} rank {rank}", problem, lambda: weight)
+    merged = replace(problem, form="block_sparse", rank=0)
+    yield _Candidate(f"block-sparse {_size(merged.block)}", merged, lambda: _block_sparse(weight))
+    live = _live_blocks(weight)
+    for block in _other_blocks(merged.block, op.shape):
+        count = count_blocks(live, merged.block, block)
+        other = replace(merged, block=block, nnzb=count)
+        yield _Candidate(
+            f"block-sparse {_size(block)}",
+            other,
+            lambda block=block: _block_sparse(weight).reblock(block),  # type: ignore[misc]
+        )
+
+
+def _block_sparse(weight: BlockSparseMatrix | KroneckerSum) -> BlockSparseMatrix:
+    return weight.to_block_sparse() if isinstance(weight, KroneckerSum) else weight
+
+
+def _live_blocks(weight: BlockSparseMatrix | KroneckerSum) -> npt.NDArray[np.int64]:
+    """int64 [2, nnzb]: block row and block column of each live block."""
+    if isinstance(weight, KroneckerSum):
+        return np.stack(np.nonzero(weight.support))
+    return np.stack([weight.row_ids.astype(np.int64), weight.indices.astype(np.int64)])
+
+
+def _other_blocks(trained: tuple[int, int], shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Execution blocks made by merging whole trained blocks or cutting them up."""
+    heights, widths = (
+        [trained[axis]]
+        + [
+            s
+            for s in _SIDES
+            if s <= shape[axis] and (s % trained[axis] == 0 or trained[axis] % s == 0)
+        ]
+        for axis in (0, 1)
+    )
+    yield from sorted({(h, w) for h in heights for w in widths} - {trained})
+
+
+def count_blocks(
+    live: npt.NDArray[np.int64], block: tuple[int, int], wanted: tuple[int, int]
+) -> int:
+    """Live blocks of another size, counting all parts of a cut block as live.
+
+    Args:
+        live: int64 [2, nnzb], block row and column of each live block.
+        block: Its size.
+        wanted: The size to count; each side a multiple or a divisor of the block's.
+    """
+    cuts = 1
+    coarse = []
+    for axis in (0, 1):
+        side = gcd(block[axis], wanted[axis])
+        cuts *= block[axis] // side
+        coarse.append(live[axis] // max(1, wanted[axis] // block[axis]))
+    if coarse[0].size == 0:
+        return 0
+    keys = coarse[0] * (int(coarse[1].max()) + 1) + coarse[1]
+    flags = np.zeros(int(keys.max()) + 1, bool)
+    flags[keys] = True
+    return int(np.count_nonzero(flags)) * cuts
+
+
+def _reason(
+    op: LinearOp, problem: Problem, chosen: _Priced, priced: list[_Priced], context: TargetContext
+) -> str:
+    """One sentence: what runs, and why not the other."""
+    dense = next(entry for entry in priced if entry.candidate.problem.form == "dense")
+    if problem.form == "dense":
+        return "stays dense: its weight has no zero blocks"
+    assert not isinstance(op.weight, np.ndarray)
+    share = f"{100 * op.weight.density:.0f} % of the {_size(op.weight.block)} blocks are live"
+    if chosen is dense:
+        limit = _break_even(priced, dense, context)
+        return f"stays dense: {share}, break-even is about {100 * limit:.0f} %"
+    gain = f"expected {dense.seconds / chosen.seconds:.1f} times as fast as dense"
+    block = chosen.candidate.problem.block
+    if chosen.candidate.problem.form == "kronecker":
+        return f"runs factorized, rank {problem.rank}: {share}, {gain}"
+    if block == problem.block:
+        return f"runs block-sparse: {share}, {gain}"
+    return f"runs block-sparse in {_size(block)} blocks: {share}, {gain}"
+
+
+def _break_even(priced: list[_Priced], dense: _Priced, context: TargetContext) -> float:
+    """The density at which the best sparse candidate would cost as much as dense."""
+    best = next(entry for entry in priced if entry is not dense)
+    problem = best.candidate.problem
+    template = context.target.template(best.template)
+    blocks = -(-problem.n // problem.block[0]) * -(-problem.k // problem.block[1])
+    low, high = 0, blocks
+    while high - low > max(1, blocks // 200):
+        middle = (low + high) // 2
+        cost = template.cost(replace(problem, nnzb=middle), best.config, context.hardware)
+        low, high = (middle, high) if cost < dense.seconds else (low, middle)
+    return low / blocks
+
+
+def _size(block: tuple[int, int]) -> str:
+    return f"{block[0]}x{block[1]}"
