@@ -1,0 +1,160 @@
+"""The road: from an ONNX model to an artifact, phase by phase.
+
+    1 resolve the target   2 import   3 check that every operator can be compiled
+    4 passes up to the form choice    5 lower to Relax    6 generate code    7 package
+
+Each phase hands a value to the next; nothing is kept between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bscompile import artifact, importer, targets
+from bscompile.manifest import Manifest
+from bscompile.passes import pipeline
+from bscompile.report.build import make_report
+
+if TYPE_CHECKING:
+    from bscompile.passes.base import Note
+    from bscompile.report import Report
+    from bscompile.targets.base import TargetContext
+    from bscompile.targets.lowering import Lowered
+
+Progress = Callable[[str], None]
+ModelLike = Any  # a path, an onnx.ModelProto or an onnx_ir.Model
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a user may choose.
+
+    Attributes:
+        target: ``name`` or ``name:variant``, such as ``cpu`` or ``cpu:avx2``.
+        threads: Worker threads to compile for; None takes what the machine has.
+        typical_rows: Rows of x to plan for where the model leaves them symbolic.
+        dump_ir: Folder that receives the model after every pass, as ONNX files.
+    """
+
+    target: str = "cpu"
+    threads: int | None = None
+    typical_rows: int = 128
+    dump_ir: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledModel:
+    """What ``build`` makes: everything that goes into the artifact.
+
+    Attributes:
+        manifest: The contract of the artifact.
+        members: Code, file name -> bytes.
+        weights: Packed weights, name -> array as stored.
+        report: What was done to each layer and why.
+    """
+
+    manifest: Manifest
+    members: dict[str, bytes]
+    weights: dict[str, npt.NDArray[Any]] = field(repr=False)
+    report: Report
+
+    def save(self, path: str | Path) -> Path:
+        """Write the artifact atomically and return its path.
+
+        Raises:
+            StorageError: the file cannot be written; nothing half-written is left.
+        """
+        return artifact.write_artifact(
+            Path(path), self.manifest, self.members, self.weights, self.report.to_json()
+        )
+
+
+def compile_model(
+    model: ModelLike, options: CompileOptions | None = None, progress: Progress | None = None
+) -> CompiledModel:
+    """Compile a model for a target.
+
+    Args:
+        model: Path of an ONNX file, an onnx.ModelProto or an onnx_ir.Model (left unchanged).
+        options: What to compile for.
+        progress: Called with one line at the start of each phase.
+
+    Raises:
+        ModelError: the model is broken or holds an operator that cannot be compiled.
+        TargetError: the target is unknown, or a tool that it needs is missing.
+    """
+    options = options or CompileOptions()
+    say = progress or (lambda line: None)
+    prepared = _prepare(model, options, say)
+    from bscompile.targets.lowering import lower
+
+    say("lowering to Relax")
+    lowered = lower(prepared.model, prepared.context)
+    say("generating code")
+    members = prepared.context.target.build(lowered, prepared.context)
+    say("packing weights")
+    return _package(prepared, lowered, members)
+
+
+def analyse_model(
+    model: ModelLike, options: CompileOptions | None = None, progress: Progress | None = None
+) -> Report:
+    """Everything up to the form choice: what would be done to each layer, without any code."""
+    options = options or CompileOptions()
+    return _prepare(model, options, progress or (lambda line: None)).report
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Phases 1 to 4: the rewritten model and what was said on the way."""
+
+    context: TargetContext
+    model: ir.Model
+    report: Report
+
+
+def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepared:
+    say(f"looking at target {options.target}")
+    context = targets.resolve(options.target, options.threads, options.typical_rows)
+    say("reading the model")
+    graph = importer.load_model(model)
+    from bscompile.targets.lowering.support import check_supported
+    from bscompile.targets.planner import plan
+
+    check_supported(graph)
+    passes = pipeline.pipeline(partial(plan, context=context))
+    dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
+    notes: list[Note] = pipeline.run(graph, passes, dump=dump, progress=say)
+    report = make_report(graph, notes, context.hardware, options.typical_rows)
+    return _Prepared(context, graph, report)
+
+
+def _dump(folder: Path, number: int, name: str, model: ir.Model) -> None:
+    """Save the model as it stands after a pass; ours are ONNX functions, so it runs anywhere."""
+    from bscompile.passes.write_dialect import save_copy
+
+    save_copy(model, folder / f"{number:02d}_{name}.onnx")
+
+
+def _package(prepared: _Prepared, lowered: Lowered, members: dict[str, bytes]) -> CompiledModel:
+    weights, params = artifact.pack_params(lowered.params)
+    hardware = prepared.context.hardware
+    manifest = Manifest(
+        name=prepared.model.graph.name or "model",
+        target=prepared.context.target.name,
+        isa=hardware.isa,
+        features=hardware.features,
+        threads=hardware.cores,
+        loader=prepared.context.target.loader,
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        params=params,
+    )
+    return CompiledModel(manifest, members, weights, prepared.report)
