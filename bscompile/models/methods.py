@@ -18,6 +18,7 @@ from bscompile.models.penalty import (
     StrengthControl,
     balance_,
     capped_threshold,
+    relative_weights,
     soft_threshold_,
 )
 from bscompile.models.prunable import FactorizedBlocks, Prunable, prunable, sparsity_of
@@ -113,7 +114,15 @@ class ProximalL1(SparsityMethod):
 
     Only factorized layers are touched. A zero of S may come back while training goes on; no
     more are made than the schedule wants, and what is still missing at the end is cut by norm.
+
+    Args:
+        sparsity: Share of blocks, in every layer, that are exactly zero at the end.
+        reweighted: Whether blocks of large norm are shrunk less; without it, the plain l1.
     """
+
+    def __init__(self, sparsity: float = 0.0, reweighted: bool = True) -> None:
+        super().__init__(sparsity)
+        self.reweighted = reweighted
 
     def attach(self, model: nn.Module) -> None:
         """Find the factorized layers."""
@@ -129,7 +138,8 @@ class ProximalL1(SparsityMethod):
         for layer in self.layers:
             if isinstance(layer, FactorizedBlocks):
                 S = layer.layer.S
-                threshold = learning_rate * self.control.strength
+                weights = relative_weights(layer.norms()) if self.reweighted else torch.ones_like(S)
+                threshold = learning_rate * self.control.strength * weights
                 soft_threshold_(S, capped_threshold(S, threshold, wanted))
 
     def on_epoch(self, progress: float) -> None:

@@ -3,7 +3,9 @@
 The gradient of |S| under Adam only makes entries small; the proximal step
 S <- sign(S) max(|S| - lr strength, 0) makes them exactly zero. The sparsity that a given
 strength yields jumps from a fifth to everything within a factor of three, so the user names
-the sparsity, and the strength is steered.
+the sparsity, and the strength is steered. Each block's threshold is weighted by the mean norm
+over its own: a plain l1 shrinks the blocks that stay as much as those that go, which cost 2 to
+5 points of accuracy on digits.
 """
 
 from __future__ import annotations
@@ -15,20 +17,19 @@ from torch import Tensor, nn
 
 from bscompile.models.layers import block_sparse_layers
 
-# From three times the step of Adam on, all of S collapses whatever the loss says.
-STRONGEST = 2.5
+# Without a limit the strength would run away where the loss holds every block.
+STRONGEST = 20.0
 
 
 @torch.no_grad()
-def soft_threshold_(S: Tensor, threshold: float) -> None:
-    """The proximal step of ``threshold * |S|₁``, in place."""
+def soft_threshold_(S: Tensor, threshold: float | Tensor) -> None:
+    """The proximal step of ``Σ threshold |S|``, in place."""
     S.copy_(S.sign() * (S.abs() - threshold).clamp_min_(0))
 
 
-def l1_norm(model: nn.Module) -> Tensor:
-    """Sum of |S| over all factorized layers; differentiable."""
-    norms = [layer.S.abs().sum() for _, layer in block_sparse_layers(model)]
-    return torch.stack(norms).sum() if norms else torch.zeros(())
+def relative_weights(norms: Tensor) -> Tensor:
+    """Weights [m1, n1] of a reweighted l1: mean norm over norm, at most 10."""
+    return (norms.mean() / norms.clamp_min(1e-12)).clamp_max(10.0)
 
 
 @torch.no_grad()
@@ -51,20 +52,27 @@ def balance_(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def capped_threshold(S: Tensor, threshold: float, sparsity: float) -> float:
-    """The threshold, lowered where it would zero more than a share of the entries of S."""
+def capped_threshold(S: Tensor, threshold: Tensor, sparsity: float) -> Tensor:
+    """The thresholds, scaled down if they would zero more than a share of the entries of S.
+
+    Args:
+        S: [m1, n1].
+        threshold: Positive, [m1, n1].
+        sparsity: The largest share of zeros.
+    """
     index = round(sparsity * S.numel())
     if index == 0:
-        return 0.0
-    return min(threshold, float(S.abs().flatten().kthvalue(index).values))
+        return torch.zeros_like(threshold)
+    ratio = (S.abs() / threshold).flatten().kthvalue(index).values
+    return threshold * ratio.clamp_max(1.0)
 
 
 class StrengthControl:
     """Steers the strength of the proximal step so that the sparsity follows a target.
 
     The logarithm of the strength rises by ``gain`` times the shortfall, so neither the scale of
-    the loss nor of S need be known. Call it once a step. Within ``tolerance`` of the target it falls: a strength kept
-    up without need only shrinks what stays.
+    the loss nor of S need be known. Call it once a step. Within ``tolerance`` of the target the
+    strength falls: kept up without need, it only shrinks what stays.
 
     Args:
         strength: Where to begin; at 1 a step of Adam and the threshold are equally large.
