@@ -1,0 +1,75 @@
+"""From a lowered module to one shared library, as bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bscompile.errors import TargetError
+
+if TYPE_CHECKING:
+    from bscompile.targets.base import TargetContext
+    from bscompile.targets.lowering import Lowered
+
+#: The artifact member that holds the code.
+LIBRARY = "code/model.so"
+
+
+def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
+    """Compile for the context's CPU and link.
+
+    Args:
+        lowered: The model as one Relax module.
+        context: What it was lowered for.
+
+    Returns:
+        ``{"code/model.so": ...}``: a shared library that the Relax virtual machine runs.
+
+    Raises:
+        TargetError: no C++ compiler is installed, or it fails.
+    """
+    linker = find_linker()
+    executable = compile_module(lowered.module, context)
+    with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
+        path = Path(folder) / "model.so"
+        try:
+            executable.export_library(str(path), cc=linker)
+        except RuntimeError as error:
+            last = str(error).strip().splitlines()[-1:]
+            raise TargetError(
+                f"{linker} could not link the model's code: {''.join(last)}"
+            ) from error
+        return {LIBRARY: path.read_bytes()}
+
+
+def compile_module(module: Any, context: TargetContext) -> Any:
+    """Run the whole pass order and the code generator; a tvm.relax.VMExecutable."""
+    import tvm
+
+    from bscompile.targets.cpu.hardware import llvm_target
+    from bscompile.targets.cpu.pipeline import PASS_CONFIG, passes
+
+    target = llvm_target(context.hardware)
+    with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+        for step in passes(context.hardware):
+            module = step(module)
+        return tvm.relax.build(module, target, relax_pipeline=None)
+
+
+def find_linker() -> str:
+    """The C++ compiler that links shared libraries.
+
+    Raises:
+        TargetError: there is none.
+    """
+    named = [os.environ.get("CXX"), os.environ.get("CC")]
+    for name in [*named, "g++", "gcc", "clang++", "clang", "c++"]:
+        if name and shutil.which(name):
+            return name
+    raise TargetError(
+        "building for cpu needs a C++ compiler to link, and none was found",
+        "install g++ or clang++, or name one in the environment variable CXX",
+    )

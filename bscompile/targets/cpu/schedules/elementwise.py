@@ -1,0 +1,38 @@
+"""Functions without a reduction: one nest over the output, vectorised along its last axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvm import s_tir
+
+from bscompile.targets.cpu.schedules import loops
+
+if TYPE_CHECKING:
+    from bscompile.targets.base import HardwareSpec
+
+
+def apply(func: Any, hardware: HardwareSpec) -> Any:
+    """Inline every step into the last one; None when a block reduces or cannot be inlined."""
+    sch, blocks = loops.start(func)
+    if not blocks or any(loops.is_reduction(sch, b) for b in blocks):
+        return None
+    try:
+        for block in blocks[:-1]:
+            sch.compute_inline(block)
+        block = blocks[-1]
+        nest = sch.get_loops(block)
+        if not nest:
+            return loops.finish(sch, func)
+        width = hardware.vector_bytes // 4
+        size = loops.work(sch, nest)
+        last = loops.extent(sch, nest[-1])
+        if last is not None and last < width and len(nest) > 1:
+            nest = [sch.fuse(*nest)]
+        outer, vector = sch.split(nest[-1], [None, width])
+        sch.vectorize(vector)
+        if size >= loops.PARALLEL_ELEMENTS:
+            sch.parallel(sch.fuse(*nest[:-1], outer))
+    except s_tir.ScheduleError:
+        return None
+    return loops.finish(sch, func)

@@ -1,0 +1,71 @@
+"""Which converter an operator has: ours where there is one, else the one that TVM brings.
+
+TVM's converters are used through its private map, in this file only; the version is pinned.
+Ours replace those that lose symbolic sizes, read out of bounds, or do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from bscompile.dialect import DOMAIN
+from bscompile.targets.lowering import linear, shape_converters
+
+if TYPE_CHECKING:
+    from bscompile.targets.lowering.importer import NodeView
+
+Converter = Callable[["NodeView"], Any]
+
+#: TVM keeps operators of com.microsoft in the same map as the standard ones.
+_MICROSOFT = ("Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "Gelu",
+              "MatMulInteger16", "SkipLayerNormalization")  # fmt: skip
+#: Entries of TVM's map that are no operators of the standard domain, or are wrong for it.
+_NOT_STANDARD = (
+    "AllClassNMS",
+    "Attention",
+    "BiasGelu",
+    "EmbedLayerNormalization",
+    "FastGelu",
+    "MatMulInteger16",
+    "SkipLayerNormalization",
+)
+
+OWN: dict[tuple[str, str], Converter] = {
+    ("", "ConstantOfShape"): shape_converters.constant_of_shape,
+    ("", "Expand"): shape_converters.expand,
+    ("", "Gather"): shape_converters.gather,
+    ("", "Range"): shape_converters.range_,
+    ("", "Reshape"): shape_converters.reshape,
+    ("", "Slice"): shape_converters.slice_,
+    (DOMAIN, "DenseMatMul"): linear.convert_matmul,
+    (DOMAIN, "BlockSparseMatMul"): linear.convert_matmul,
+    (DOMAIN, "KroneckerMatMul"): linear.convert_matmul,
+    (DOMAIN, "DenseConv"): linear.convert_conv,
+    (DOMAIN, "BlockSparseConv"): linear.convert_conv,
+    (DOMAIN, "KroneckerConv"): linear.convert_conv,
+}
+
+
+def find_converter(domain: str, op_type: str) -> Converter | None:
+    """The converter of an operator, None where there is none."""
+    domain = "" if domain == "ai.onnx" else domain
+    own = OWN.get((domain, op_type))
+    if own is not None:
+        return own
+    names = _MICROSOFT if domain == "com.microsoft" else ()
+    tvm_map = onnx_frontend._get_convert_map()
+    if domain == "":
+        names = tuple(name for name in tvm_map if name not in _NOT_STANDARD)
+    return _from_tvm(tvm_map[op_type]) if op_type in names else None
+
+
+def _from_tvm(converter_class: Any) -> Converter:
+    def convert(view: NodeView) -> Any:
+        inputs = [view.expr(i) for i in range(len(view.node.inputs))]
+        function = converter_class.get_converter(view.standard_opset)
+        return function(view.bb, onnx_frontend.onnx_input(inputs), view.attributes, [{}, {}])
+
+    return convert

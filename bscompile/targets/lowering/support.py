@@ -1,0 +1,55 @@
+"""Which operators can be compiled, asked before any work is done."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from bscompile.errors import ModelError
+from bscompile.targets.lowering.converters import Converter, find_converter
+
+
+def check_supported(model: ir.Model) -> None:
+    """Refuse a model with an operator that cannot be compiled.
+
+    Raises:
+        ModelError: naming the operator, its domain, its node and the opset.
+    """
+    standard = model.opset_imports.get("", 0)
+    newest = onnx.defs.onnx_opset_version()
+    if standard > newest:
+        raise ModelError(
+            f"the model uses opset {standard} of ai.onnx, and the newest known here is {newest}",
+            "export it with an older opset, or update the onnx package",
+        )
+    for node in model.graph.all_nodes():
+        opset = model.opset_imports.get(node.domain)
+        if opset is None:
+            raise ModelError(
+                f"node {_label(node)} is of domain {node.domain!r}, which the model does not import"
+            )
+        if node.op_type == "Constant" and node.domain == "":
+            continue
+        converter_of(node, opset)
+
+
+def converter_of(node: ir.Node, opset: int) -> Converter:
+    """The converter of one node.
+
+    Raises:
+        ModelError: there is none.
+    """
+    converter = find_converter(node.domain, node.op_type)
+    if converter is not None:
+        return converter
+    domain = node.domain or "ai.onnx"
+    raise ModelError(
+        f"operator {domain}::{node.op_type} (opset {opset}) of node {_label(node)} "
+        "cannot be compiled",
+        "write it with other operators when exporting, or add a converter",
+    )
+
+
+def _label(node: ir.Node) -> str:
+    outputs = [v.name for v in node.outputs if v.name]
+    return repr(node.name or (outputs[0] if outputs else node.op_type))
