@@ -11,7 +11,9 @@ from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.choose_form import ChooseForm, Planner
 from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
+from bscompile.passes.recognise_factorized import RecogniseFactorized
 from bscompile.passes.recognise_linear import RecogniseLinear
+from bscompile.passes.recover_factors import RecoverFactors
 from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
 
@@ -29,7 +31,10 @@ def pipeline(plan: Planner) -> list[GraphPass]:
         WidenFloat16(),
         # Recognition reads constants: weights that the graph computes must be one by then.
         FoldConstants(),
+        # Before the next, which would take each MatMul of a factorized layer for a layer.
+        RecogniseFactorized(),
         RecogniseLinear(),
+        RecoverFactors(),
         # Before the choice: the epilogue is part of the problem that a kernel is chosen for.
         FuseEpilogues(),
         ChooseForm(plan),
