@@ -33,6 +33,7 @@ NEAR_ZERO = 1e-3  # of the largest weight: what group penalties leave behind
 _ALIGNED = 0.65  # share of changes on multiples, for a side to be possible
 _EXPLAINED = 0.97
 _FILLED = 0.97
+_RARE = 0.02  # changes per entry that accidental zeros alone may make
 _CANDIDATES = 8  # per direction, largest first
 
 
@@ -124,8 +125,10 @@ def _without_zeros(weight: Array, zeros: float) -> BlockPattern:
 
 def _best_block(mask: Mask, zeros: float) -> tuple[tuple[int, int], float] | None:
     """(block, live share of blocks) of the largest block that passes both checks."""
-    heights = _possible_sides(np.count_nonzero(mask[1:] != mask[:-1], axis=1), len(mask))
-    widths = _possible_sides(np.count_nonzero(mask[:, 1:] != mask[:, :-1], axis=0), mask.shape[1])
+    down = np.count_nonzero(mask[1:] != mask[:-1], axis=1)
+    across = np.count_nonzero(mask[:, 1:] != mask[:, :-1], axis=0)
+    heights = _possible_sides(down, mask.shape[0], mask.size)
+    widths = _possible_sides(across, mask.shape[1], mask.size)
     blocks = sorted(
         ((h, w) for h in heights for w in widths if h * w > 1),
         key=lambda block: (-block[0] * block[1], abs(block[0] - block[1])),
@@ -141,19 +144,21 @@ def _best_block(mask: Mask, zeros: float) -> tuple[tuple[int, int], float] | Non
     return None
 
 
-def _possible_sides(changes: npt.NDArray[np.int64], length: int) -> list[int]:
+def _possible_sides(changes: npt.NDArray[np.int64], length: int, entries: int) -> list[int]:
     """Sides whose multiples carry most changes; ``changes[i]`` is between i and i + 1.
 
     Accidental zeros inside live blocks change the mask everywhere alike, so the median change is
-    taken off first. Where nothing changes (whole rows or columns) any side would do.
+    taken off first. Where next to nothing changes (whole rows or columns) any side would do.
     """
     sides = range(min(LARGEST_SIDE, length), 0, -1)
+    usual = next(side for side in sides if side & (side - 1) == 0)
     if not changes.any():
-        return [next(side for side in sides if side & (side - 1) == 0)]
+        return [usual]
     excess = np.maximum(changes - np.median(changes), 0)
     excess = excess if excess.any() else changes
     wanted = _ALIGNED * excess.sum()
-    return [s for s in sides if excess[s - 1 :: s].sum() >= wanted][:_CANDIDATES]
+    possible = [s for s in sides if excess[s - 1 :: s].sum() >= wanted][:_CANDIDATES]
+    return possible if changes.sum() > _RARE * entries else [usual, *possible]
 
 
 def _true_areas(shape: tuple[int, ...], block: tuple[int, int]) -> npt.NDArray[np.int64]:
