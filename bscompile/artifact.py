@@ -223,14 +223,20 @@ def _read(file: IO[bytes], size: int, with_weights: bool) -> Artifact:
     entries = _entries(archive, size)
     manifest = Manifest.from_json(_read_manifest(archive, entries))
     _compare_with_manifest(entries, manifest)
-    members, arrays = {}, {}
+    members: dict[str, bytes] = {}
+    arrays: dict[str, Array] = {}
     for name, expected in manifest.members.items():
         if name == WEIGHTS and not with_weights:
             continue
+        problem = None
         try:
             if name == WEIGHTS:
                 source = _HashingReader(_raw_stored(file, entries[name], size))
-                arrays = read_weights(source, expected.size)
+                try:
+                    arrays = read_weights(source, expected.size)
+                except ArtifactError as error:
+                    problem = error  # after the hash, which tells damage from a wrong build
+                    source.skip_to(expected.size)
             else:
                 with archive.open(entries[name]) as stream:
                     source = _HashingReader(stream)
@@ -242,6 +248,8 @@ def _read(file: IO[bytes], size: int, with_weights: bool) -> Artifact:
                 f"{name}: its content was changed after the build, the sha256 differs",
                 hint="build the model again, or copy the artifact again",
             )
+        if problem is not None:
+            raise problem
     if with_weights:
         _compare_weights(manifest, arrays)
     return Artifact(manifest, members, arrays)
@@ -315,11 +323,19 @@ class _HashingReader:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._digest = hashlib.sha256()
+        self._count = 0
 
     def readinto(self, buffer: memoryview, /) -> int:
         count: int = self._stream.readinto(buffer)  # type: ignore[attr-defined]  # BinaryIO has it
         self._digest.update(buffer[:count])
+        self._count += count
         return count
+
+    def skip_to(self, position: int) -> None:
+        """Hash what lies before ``position``."""
+        room = memoryview(bytearray(1 << 20))
+        while self._count < position and self.readinto(room[: position - self._count]):
+            pass
 
     def read_all(self) -> bytes:
         content = self._stream.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -24,15 +25,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         StorageError: the place cannot be written, or the disk is full.
     """
     goal = Path(path)
-    if goal.exists() and not goal.is_file():
-        kind = "a folder" if goal.is_dir() else "not a regular file"
-        raise StorageError(f"{goal}: cannot be written, it is {kind}", hint="name a file")
-    staged = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        # The mode that open() uses, so that the umask decides as for any other file.
-        descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        raise _storage_error(goal, error) from error
+    staged, descriptor = _stage(goal)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
@@ -55,6 +48,36 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(content)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out at once what ``atomic_file`` would meet after a long computation.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    staged, descriptor = _stage(Path(path))
+    os.close(descriptor)
+    staged.unlink()
+
+
+def sha256_of(path: str | Path) -> str:
+    """The hash of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stage(goal: Path) -> tuple[Path, int]:
+    """A new, open, empty file beside the goal."""
+    if goal.exists() and not goal.is_file():
+        kind = "a folder" if goal.is_dir() else "not a regular file"
+        raise StorageError(f"{goal}: cannot be written, it is {kind}", hint="name a file")
+    staged = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # The mode that open() uses, so that the umask decides as for any other file.
+        return staged, os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise _storage_error(goal, error) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -60,6 +60,22 @@ def layer_table(report: Report) -> Table:
             cells.append(duration(layer.measured_seconds))
         # Text, because names from a file are not markup.
         table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def kernel_table(calls: Sequence[tuple[str, float]]) -> Table:
+    """Where the time of a call goes: kernels by symbol, slowest first."""
+    total = sum(seconds for _, seconds in calls) or 1.0
+    by_symbol: dict[str, list[float]] = {}
+    for symbol, seconds in calls:
+        by_symbol.setdefault(symbol, []).append(seconds)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("kernel", overflow="fold")
+    for name in ("calls", "time", "share"):
+        table.add_column(name, justify="right")
+    for symbol, times in sorted(by_symbol.items(), key=lambda entry: -sum(entry[1])):
+        share = f"{sum(times) / total:.1%}"
+        table.add_row(Text(symbol), str(len(times)), duration(sum(times)), share)
     return table
 
 

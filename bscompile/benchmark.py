@@ -1,0 +1,177 @@
+"""How fast is an artifact, and how fast is ONNX Runtime beside it on the same threads?
+
+The two take turns of three calls and the first of each turn is not counted: it also pays for the
+other's worker threads, which go on spinning for a while, and for the caches that it filled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bscompile import runtime
+from bscompile.artifact import REPORT
+from bscompile.errors import UsageError
+from bscompile.reference import Reference
+from bscompile.report import Report
+from bscompile.report.measured import attach_times
+from bscompile.samples import integer_limits, make_inputs, typical_lengths
+
+_TURN = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds per call over all counted calls."""
+
+    median: float
+    minimum: float
+    p10: float
+    p90: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What ``bench`` measured.
+
+    Attributes:
+        artifact: Latency of the artifact.
+        onnxruntime: Latency of ONNX Runtime, None where no model was given.
+        threads: Worker threads of both.
+        lengths: Symbolic dimension -> length.
+        samples: Length of the first axis of the first input: what one call works off.
+    """
+
+    artifact: Latency
+    onnxruntime: Latency | None
+    threads: int
+    lengths: dict[str, int]
+    samples: int
+
+    @property
+    def throughput(self) -> float:
+        """Samples per second of the artifact at its median latency."""
+        return self.samples / self.artifact.median
+
+    @property
+    def speedup(self) -> float | None:
+        """ONNX Runtime's median over the artifact's."""
+        return self.onnxruntime.median / self.artifact.median if self.onnxruntime else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "throughput": self.throughput, "speedup": self.speedup}
+
+
+def bench(
+    artifact: str | Path,
+    against: str | Path | None = None,
+    *,
+    seconds: float = 3.0,
+    lengths: Mapping[str, int] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Benchmark:
+    """Time an artifact.
+
+    Args:
+        artifact: The .bsc file.
+        against: The ONNX model, to time ONNX Runtime beside it.
+        seconds: How long to measure; at least five turns are made.
+        lengths: Symbolic dimension -> length; others are 1 as the first axis of an input, or 128.
+        threads: Worker threads for both.
+        seed: Of the random inputs.
+        progress: Called with one line at the start of each phase.
+
+    Raises:
+        BscompileError: a file is broken, or the two are not the same model.
+    """
+    say = progress or (lambda line: None)
+    if seconds <= 0:
+        raise UsageError(f"seconds: a positive number is wanted, got {seconds}")
+    say("loading the artifact")
+    model = runtime.load(artifact, threads=threads)
+    chosen = typical_lengths(model.inputs, lengths or {})
+    limits: dict[str, int] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    reference = None
+    if against is not None:
+        import onnx
+
+        say("loading the model into onnxruntime")
+        reference = Reference(against, model.threads)
+        reference.check_contract(model.inputs, model.outputs)
+        limits = integer_limits(onnx.load(str(against), load_external_data=False))
+    inputs = make_inputs(model.inputs, chosen, np.random.default_rng(seed), limits)
+    calls["artifact"] = lambda: model.run(inputs)
+    if reference is not None:
+        theirs = reference  # not None for the closure
+        calls["onnxruntime"] = lambda: theirs.run(inputs)
+    say("measuring")
+    times = take_turns(calls, seconds)
+    first = next(iter(inputs.values()), None)
+    return Benchmark(
+        artifact=times["artifact"],
+        onnxruntime=times.get("onnxruntime"),
+        threads=model.threads,
+        lengths=chosen,
+        samples=first.shape[0] if first is not None and first.ndim else 1,
+    )
+
+
+def measure_layers(
+    artifact: str | Path,
+    *,
+    lengths: Mapping[str, int] | None = None,
+    threads: int | None = None,
+    repeats: int = 15,
+) -> tuple[Report, list[tuple[str, float]]]:
+    """Time every kernel of an artifact.
+
+    Returns:
+        (its report with a measured time per layer, where kernels and layers could be matched;
+        every kernel call as (symbol, median seconds)).
+
+    Raises:
+        BscompileError: the file is broken.
+    """
+    model = runtime.load(artifact, threads=threads)
+    chosen = typical_lengths(model.inputs, lengths or {})
+    inputs = make_inputs(model.inputs, chosen, np.random.default_rng(0))
+    calls = model.profile(inputs, repeats)
+    report = Report.from_json(model.members[REPORT])
+    return attach_times(report, calls) or report, calls
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Latency]:
+    """Time calls against each other; see the module's head.
+
+    Args:
+        calls: Name -> call.
+        seconds: Stop after about this long, and after five turns at the earliest.
+    """
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    turns, begun = 0, time.perf_counter()
+    while turns < 5 or time.perf_counter() - begun < seconds:
+        for name, call in calls.items():
+            for number in range(_TURN):
+                start = time.perf_counter()
+                call()
+                if number:
+                    times[name].append(time.perf_counter() - start)
+        turns += 1
+    return {name: _latency(values) for name, values in times.items()}
+
+
+def _latency(seconds: list[float]) -> Latency:
+    low, middle, high = (float(v) for v in np.percentile(seconds, [10, 50, 90]))
+    return Latency(middle, min(seconds), low, high, len(seconds))
