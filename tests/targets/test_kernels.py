@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
-from bscompile.formats import BlockSparseMatrix
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import problem_of
 from tests.targets.running import MACHINES, run_kernel, templates
 from tests.tolerance import assert_close
@@ -19,6 +19,7 @@ EPILOGUES = [
     ("bias", "residual", "gelu_tanh"),
     ("silu", "bias"),
 ]
+ALL = ["dense", *templates("block_sparse"), "kronecker"]
 BLOCKS = [
     (1, 1), (1, 4), (2, 2), (4, 4), (8, 4), (4, 8), (8, 8), (16, 16), (32, 1), (1, 16),
     (12, 7), (64, 64),
@@ -35,6 +36,24 @@ def block_sparse(rng, shape, block, density):
     mask = np.kron(live, np.ones(block, bool))[:out, :inner]
     weight = (rng.standard_normal(shape) * mask).astype(np.float32)
     return BlockSparseMatrix.from_dense(weight, block)
+
+
+def kronecker(rng, shape, block, rank, density):
+    (out, inner), (bh, bw) = shape, block
+    support = rng.random((out // bh, inner // bw)) < density
+    if density < 1:
+        support[0] = False
+    a = rng.standard_normal((rank, *support.shape)) * support
+    b = rng.standard_normal((rank, bh, bw))
+    return KroneckerSum(a.astype(np.float32), b.astype(np.float32))
+
+
+def layer(rng, name, epilogue=()):
+    """A layer of odd size for the named template."""
+    if name == "kronecker":
+        return LinearOp("layer", kronecker(rng, (66, 50), (6, 5), 2, 0.4), epilogue)
+    weight = block_sparse(rng, (67, 50), (4, 8), 0.4)
+    return LinearOp("layer", weight.to_dense() if name == "dense" else weight, epilogue)
 
 
 def epilogue_tensors(rng, epilogue, m, n):
@@ -78,55 +97,69 @@ def test_block_sparse_blocks(machine, name, block, density, rng):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", ["dense", *templates("block_sparse")])
+@pytest.mark.parametrize(
+    "block", [(1, 1), (1, 4), (2, 2), (4, 4), (8, 8), (16, 16), (3, 5), (32, 20)]
+)
+@pytest.mark.parametrize(("rank", "density"), [(1, 0.0), (1, 0.3), (3, 1.0)])
+def test_kronecker_blocks(machine, block, rank, density, rng):
+    shape = (block[0] * 7, block[1] * 9)
+    for m, order in ((18, "b_first"), (7, "a_first")):
+        op = LinearOp("layer", kronecker(rng, shape, block, rank, density), ("bias",))
+        space = machine.template("kronecker").space(
+            problem_of(op, m, np.dtype(np.float32)), machine.hardware
+        )
+        config = next(c for c in space if c["order"] == order)
+        check(machine, "kronecker", op, m, rng, config=config)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 def test_epilogues(machine, name, epilogue, rng):
-    weight = block_sparse(rng, (67, 50), (4, 8), 0.4)
-    op = LinearOp("layer", weight.to_dense() if name == "dense" else weight, epilogue)
+    op = layer(rng, name, epilogue)
     for m in (1, 18):
         check(machine, name, op, m, rng)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", ["dense", *templates("block_sparse")])
+@pytest.mark.parametrize("name", ALL)
 def test_symbolic_rows(machine, name, rng):
-    weight = block_sparse(rng, (67, 50), (4, 8), 0.4)
-    epilogue = ("bias", "residual", "relu")
-    op = LinearOp("layer", weight.to_dense() if name == "dense" else weight, epilogue)
+    op = layer(rng, name, ("bias", "residual", "relu"))
     for m in (1, 2, 7, 8, 9, 33, 70):
         check(machine, name, op, m, rng, symbolic=True)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", ["dense", *templates("block_sparse")])
-def test_every_configuration(machine, name, rng):
-    weight = block_sparse(rng, (67, 50), (4, 8), 0.4)
-    op = LinearOp("layer", weight.to_dense() if name == "dense" else weight, ("bias",))
+@pytest.mark.parametrize("name", ALL)
+def test_configurations(machine, name, rng):
+    op = layer(rng, name, ("bias",))
     template = machine.template(name)
     problem = problem_of(op, 37, np.dtype(np.float32))
     space = template.space(problem, machine.hardware)
     assert space
     assert len({tuple(c.items()) for c in space}) == len(space)
-    for config in space:
+    for config in space[:: max(1, len(space) // 8)]:
         check(machine, name, op, 37, rng, config=config)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", ["dense", *templates("block_sparse")])
+@pytest.mark.parametrize("name", ALL)
 def test_every_weight_counts(machine, name, rng):
     """A negative control: any one weight changed changes the result."""
-    weight = block_sparse(rng, (20, 13), (4, 4), 0.5)
-    x = rng.standard_normal((3, 13)).astype(np.float32)
-
-    def run(matrix):
-        op = LinearOp("layer", matrix.to_dense() if name == "dense" else matrix)
-        return run_kernel(machine, name, op, x)
-
-    before = run(weight)
-    for index in rng.choice(weight.values.size, 5, replace=False):
-        values = weight.values.copy()
-        if values.flat[index] == 0:
-            continue  # beyond the edge of the true shape
+    op = layer(rng, name)
+    x = rng.standard_normal((3, op.shape[1])).astype(np.float32)
+    before = run_kernel(machine, name, op, x)
+    values = numbers(op.weight)
+    for index in rng.choice(np.flatnonzero(values), 3, replace=False):
+        kept = values.flat[index]
         values.flat[index] += 1
-        changed = BlockSparseMatrix(values, weight.indices, weight.indptr, weight.shape)
-        assert np.abs(run(changed) - before).max() > 1e-3
+        assert np.abs(run_kernel(machine, name, op, x) - before).max() > 1e-3
+        values.flat[index] = kept
+    np.testing.assert_array_equal(run_kernel(machine, name, op, x), before)
+
+
+def numbers(weight):
+    """The array that holds a weight's numbers."""
+    if isinstance(weight, KroneckerSum):
+        return weight.a
+    return weight.values if isinstance(weight, BlockSparseMatrix) else weight

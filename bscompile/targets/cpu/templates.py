@@ -5,5 +5,10 @@ from __future__ import annotations
 from bscompile.targets.base import KernelTemplate
 from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.dense import DenseTemplate
+from bscompile.targets.kernels.kronecker import KroneckerTemplate
 
-TEMPLATES: tuple[KernelTemplate, ...] = (DenseTemplate(), BlockSparseOutputs())
+TEMPLATES: tuple[KernelTemplate, ...] = (
+    DenseTemplate(),
+    BlockSparseOutputs(),
+    KroneckerTemplate(),
+)

@@ -15,6 +15,7 @@ from bscompile.targets.kernels.vectors import pieces
 NARROW = 0.65  # units of a multiply-add on half a register or less
 LOOP = 6.0  # units to fetch an index and start over
 TILE = 25.0  # units to set up and leave a register tile
+OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
 LOAD, BROADCAST = 1.3, 0.5  # units of reading a vector, a scalar into all lanes
 
 # Units per vector of outputs.
@@ -69,7 +70,7 @@ def seconds(
     compute = units * unit / tasks
     memory = sum(read / tasks / read_rate(hardware, held, tasks) for read, held in traffic)
     launch = hardware.launch_seconds if tasks > 1 else 0.0
-    return max(compute, memory) + 0.1 * min(compute, memory) + launch
+    return max(compute, memory) + OVERLAP * min(compute, memory) + launch
 
 
 def read_rate(hardware: HardwareSpec, held: float, tasks: int) -> float:

@@ -1,0 +1,123 @@
+"""The template of factorized layers: both steps fused, the tile between them kept in cache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bscompile.dialect import Weight
+from bscompile.formats import KroneckerSum
+from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.packing import Operands, balance
+from bscompile.targets.kernels.roofline import (
+    lanes_of,
+    registers_of,
+    row_tiles,
+    seconds,
+    store_units,
+    task_counts,
+    vector_units,
+)
+
+BLOCK_STEP = 1.3  # units of one multiply-add of the small dense step, broadcast included
+NEXT = 1.5  # units to go on to the next coefficient
+NEXT_ROW = 4.0  # units to go on to the next block row or column
+
+
+class KroneckerTemplate(KernelTemplate):
+    """Configuration: ``rows`` per tile, ``tasks``, ``split`` and ``order`` (see the kernel)."""
+
+    name = "kronecker"
+
+    def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
+        """Tiles whose sums fit the registers, both orders, the cheapest by cost first."""
+        if problem.form != "kronecker" or problem.dtype != "float32":
+            return ()
+        lanes, (bh, bw) = lanes_of(hardware), problem.block
+        configs = [
+            {"rows": rows, "tasks": tasks, "split": split, "order": order}
+            for order, side in (("b_first", bh), ("a_first", bw))
+            for rows in _tile_sizes(problem, side, lanes, registers_of(hardware))
+            for tasks in task_counts(hardware)
+            for split in (("rows", "outputs") if tasks > 1 else ("rows",))
+        ]
+        return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
+
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call."""
+        rows, tasks, b_first = (
+            int(config["rows"]),
+            int(config["tasks"]),
+            config["order"] == "b_first",
+        )
+        lanes, (bh, bw), rank = lanes_of(hardware), problem.block, problem.rank
+        tiles = row_tiles(problem, rows)
+        block_rows, block_cols = problem.n // bh, problem.k // bw
+        by_rows = config["split"] == "rows"
+        repeats = 1 if by_rows else tasks  # each task prepares the whole tile for itself
+        product = rank * (rows * bw * BLOCK_STEP * vector_units(bh, lanes) + NEXT_ROW)
+        flat = rows * (bh if b_first else bw)
+        prepared = 4.0 * problem.k // bw * flat * (rank if b_first else 1)
+        live = rank * vector_units(flat, lanes) + NEXT
+        units = problem.nnzb * live + block_rows * NEXT_ROW
+        units += block_rows * store_units(problem, rows, bh, lanes)
+        if b_first:
+            units += repeats * block_cols * product
+        else:
+            units += repeats * block_cols * rows + block_rows * product
+            units += (rank - 1) * problem.nnzb * NEXT
+        read = 4.0 * problem.nnzb * flat * rank
+        traffic = [(read * tiles, prepared), (4.0 * problem.nnzb * (rank + 1) * tiles, 0.0)]
+        limit = tiles if by_rows else block_rows
+        return seconds(hardware, min(tasks, limit), tiles * units, traffic)
+
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Pack the live coefficients and generate the kernel."""
+        from bscompile.targets.kernels.code import kronecker
+
+        assert isinstance(weight, KroneckerSum)
+        tasks = int(config["tasks"])
+        operands = pack_factors(weight, tasks)
+        func = kronecker.generate(
+            problem,
+            operands,
+            rows=int(config["rows"]),
+            lanes=lanes_of(hardware),
+            tasks=tasks,
+            split=str(config["split"]),
+            order=str(config["order"]),
+        )
+        return Kernel(func, operands)
+
+
+def _tile_sizes(problem: Problem, side: int, lanes: int, registers: int) -> list[int]:
+    """Rows whose flat [rows, side] fills 2 to 16 vector registers; always a single row."""
+    sizes = {1}
+    for vectors in (2, 4, 8, 16):
+        rows = vectors * lanes // side
+        if 1 < rows <= max(1, problem.rows) and vectors <= registers and rows * side % lanes == 0:
+            sizes.add(rows)
+    return sorted(sizes)
+
+
+def pack_factors(weight: KroneckerSum, tasks: int) -> Operands:
+    """The live coefficients in block-row order and the transposed factors.
+
+    Returns:
+        coefficients [nnz, r], indices int32 [nnz], indptr int32 [m1 + 1],
+        factors [r, bw, bh], bounds int32 [tasks + 1] (block rows of each task).
+    """
+    support = weight.support
+    rows, cols = np.nonzero(support)
+    live = support.sum(axis=1)
+    coefficients: Array = np.ascontiguousarray(weight.a[:, rows, cols].T)
+    if not len(rows):  # TVM buffers have at least one element
+        coefficients, cols = np.zeros((1, weight.rank), weight.a.dtype), np.zeros(1, np.int64)
+    return (
+        ("coefficients", coefficients),
+        ("indices", cols.astype(np.int32)),
+        ("indptr", np.concatenate([[0], np.cumsum(live)]).astype(np.int32)),
+        ("factors", weight.b.transpose(0, 2, 1).copy(order="C")),
+        ("bounds", balance(live, tasks)),
+    )
