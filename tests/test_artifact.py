@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import textwrap
 import zipfile
 
 import numpy as np
@@ -168,6 +171,28 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"m\.bsc: cannot be written, no space left"):
         write(tmp_path / "m.bsc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_takes_no_more_leaves_nothing(tmp_path):
+    """The limit is the kernel's own, and it strikes in the middle of the weights."""
+    script = """
+        import resource, sys
+        import numpy as np
+        from bscompile.artifact import ParamSpec, write_artifact
+        from bscompile.errors import StorageError
+        from tests.handmade import affine_manifest
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        params = (ParamSpec("w", (1_000_000,), "float32", "float32"),)
+        weights = {"w": np.zeros(1_000_000, np.float32)}
+        try:
+            write_artifact(sys.argv[1], affine_manifest(params=params), {}, weights, "{}")
+        except StorageError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "m.bsc")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "m.bsc: cannot be written, file too large" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
