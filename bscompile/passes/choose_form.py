@@ -61,6 +61,10 @@ class Choice(Protocol):
     def considered(self) -> tuple[tuple[str, float], ...]:
         """Every candidate as (label, seconds), fastest first."""
 
+    @property
+    def tuned(self) -> bool:
+        """Whether the times were measured, not expected."""
+
 
 #: (layer, rows of x or None when symbolic, dtype of x) -> what to run.
 Planner = Callable[[LinearOp, int | None, "np.dtype[Any]"], Choice]
@@ -108,6 +112,7 @@ class ChooseForm(GraphPass):
                 "dense_seconds": choice.dense_seconds,
                 "reason": choice.reason,
                 "considered": [list(candidate) for candidate in choice.considered],
+                "tuned": choice.tuned,
             }
         )
 

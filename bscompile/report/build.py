@@ -80,6 +80,7 @@ def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
         expected_seconds=choice.get("seconds"),
         reason=_reason(op, found, choice),
         considered=tuple((str(k), float(v)) for k, v in choice.get("considered", [])),
+        tuned=bool(choice.get("tuned", False)),
     )
 
 

@@ -46,6 +46,7 @@ class LayerReport:
         measured_seconds: Time measured on a machine; None until somebody measures.
         reason: Why this form, or why the layer stayed dense.
         considered: (candidate, expected seconds), fastest first.
+        tuned: Whether the form was chosen by measurement; its times were measured then, too.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LayerReport:
     measured_seconds: float | None = None
     reason: str = ""
     considered: tuple[tuple[str, float], ...] = ()
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Report:
     threads: int
     layers: tuple[LayerReport, ...]
     notes: tuple[PassNote, ...] = ()
+
+    @property
+    def tuned(self) -> str:
+        """For people, such as ``48 of 48 layers tuned``."""
+        return f"{sum(layer.tuned for layer in self.layers)} of {len(self.layers)} layers tuned"
 
     def totals(self) -> dict[str, float]:
         """Sums over the layers of FLOPs, bytes and expected seconds, dense and now."""

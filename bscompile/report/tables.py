@@ -117,7 +117,7 @@ def duration(seconds: float | None) -> str:
 def _totals(report: Report) -> Text:
     totals = report.totals()
     parts = [
-        f"{len(report.layers)} layers",
+        f"{len(report.layers)} layers ({report.tuned})",
         f"FLOP {quantity(totals['dense_flops'])} > {quantity(totals['flops'])}",
         f"bytes {quantity(totals['dense_bytes'])} > {quantity(totals['bytes'])}",
         f"expected {duration(totals['dense_seconds'])} > {duration(totals['expected_seconds'])}",

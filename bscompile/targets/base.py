@@ -137,6 +137,7 @@ class FormChoice:
         dense_seconds: Expected time of the dense form on the same machine.
         reason: One sentence for the user.
         considered: Every candidate as (label, seconds), fastest first.
+        tuned: Whether the times were measured, not expected.
     """
 
     weight: Weight
@@ -146,6 +147,7 @@ class FormChoice:
     dense_seconds: float
     reason: str
     considered: tuple[tuple[str, float], ...] = ()
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,9 @@ class Target:
         templates: Kernel templates in order of preference.
         build: (lowered module, context) -> artifact members, file name -> bytes.
         loader: Name of the runtime loader that runs those members.
+        compile_kernel: (tvm.tirx.PrimFunc, spec) -> a tvm.runtime.Executable that holds it as
+            ``kernel``; the tuner times single kernels with it. None where they cannot be.
+        device: TVM's name of the device that kernels run on.
     """
 
     name: str
@@ -188,6 +193,8 @@ class Target:
     templates: tuple[KernelTemplate, ...]
     build: Callable[[Any, TargetContext], dict[str, bytes]]
     loader: str = "vm"
+    compile_kernel: Callable[[Any, HardwareSpec], Any] | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.name or not self.templates:

@@ -23,7 +23,7 @@ _MARGIN = 0.95  # a sparse form must be expected to save this much to replace de
 
 
 @dataclass(frozen=True, eq=False)
-class _Candidate:
+class Candidate:
     """One way to run the layer.
 
     Attributes:
@@ -39,7 +39,7 @@ class _Candidate:
 
 @dataclass(frozen=True, eq=False)
 class _Priced:
-    candidate: _Candidate
+    candidate: Candidate
     template: str
     config: Config
     seconds: float
@@ -81,7 +81,18 @@ def plan(op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetConte
     )
 
 
-def _price(candidate: _Candidate, context: TargetContext) -> _Priced | None:
+def candidates(op: LinearOp, problem: Problem) -> Iterator[Candidate]:
+    """Every form and execution block that the layer can run in, the dense one first.
+
+    Args:
+        op: The layer.
+        problem: What it poses in the form that it is in.
+    """
+    yield _dense(op, problem)
+    yield from _sparse_candidates(op, problem)
+
+
+def _price(candidate: Candidate, context: TargetContext) -> _Priced | None:
     """The candidate's best template and configuration; None when no template takes it."""
     best: _Priced | None = None
     for template in context.target.templates:
@@ -93,27 +104,27 @@ def _price(candidate: _Candidate, context: TargetContext) -> _Priced | None:
     return best
 
 
-def _dense(op: LinearOp, problem: Problem) -> _Candidate:
+def _dense(op: LinearOp, problem: Problem) -> Candidate:
     n, k = op.shape
     dense = replace(problem, form="dense", block=(1, 1), nnzb=n * k, rank=0)
-    return _Candidate("dense", dense, lambda: dense_weight(op.weight))
+    return Candidate("dense", dense, lambda: dense_weight(op.weight))
 
 
-def _sparse_candidates(op: LinearOp, problem: Problem) -> Iterator[_Candidate]:
+def _sparse_candidates(op: LinearOp, problem: Problem) -> Iterator[Candidate]:
     weight = op.weight
     if isinstance(weight, np.ndarray):
         return
     rank = 0
     if isinstance(weight, KroneckerSum):
         rank = weight.rank
-        yield _Candidate(f"factorized {_size(weight.block)} rank {rank}", problem, lambda: weight)
+        yield Candidate(f"factorized {_size(weight.block)} rank {rank}", problem, lambda: weight)
     merged = replace(problem, form="block_sparse", rank=0)
-    yield _Candidate(f"block-sparse {_size(merged.block)}", merged, lambda: _block_sparse(weight))
+    yield Candidate(f"block-sparse {_size(merged.block)}", merged, lambda: _block_sparse(weight))
     live = _live_blocks(weight)
     for block in _other_blocks(merged.block, op.shape):
         count = count_blocks(live, merged.block, block)
         other = replace(merged, block=block, nnzb=count)
-        yield _Candidate(
+        yield Candidate(
             f"block-sparse {_size(block)}",
             other,
             lambda block=block: _block_sparse(weight).reblock(block),  # type: ignore[misc]

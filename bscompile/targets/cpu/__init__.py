@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, Target
-from bscompile.targets.cpu.build import build, find_linker
+from bscompile.targets.cpu.build import build, compile_kernel, find_linker
 from bscompile.targets.cpu.hardware import (
     VARIANTS,
     hardware,
@@ -39,4 +39,5 @@ TARGET = Target(
     hardware=hardware,
     templates=TEMPLATES,
     build=build,
+    compile_kernel=compile_kernel,
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bscompile.errors import TargetError
 
 if TYPE_CHECKING:
-    from bscompile.targets.base import TargetContext
+    from bscompile.targets.base import HardwareSpec, TargetContext
     from bscompile.targets.lowering import Lowered
 
 #: The artifact member that holds the code.
@@ -57,6 +57,18 @@ def compile_module(module: Any, context: TargetContext) -> Any:
         for step in passes(context.hardware):
             module = step(module)
         return tvm.relax.build(module, target, relax_pipeline=None)
+
+
+def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
+    """Compile one kernel alone, named ``kernel``, as it would be inside a model."""
+    import tvm
+
+    from bscompile.targets.cpu.hardware import llvm_target
+    from bscompile.targets.cpu.pipeline import PASS_CONFIG
+
+    module = tvm.IRModule({"kernel": prim_func.with_attr("global_symbol", "kernel")})
+    with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+        return tvm.compile(module, target=llvm_target(hardware))
 
 
 def find_linker() -> str:
