@@ -178,12 +178,22 @@ def _split_ir(model: ir.Model) -> tuple[onnx.ModelProto, Tensors]:
     for name, value in list(copy.graph.initializers.items()):
         if value.const_value is None:
             raise ModelError(f"initializer {name!r} holds no tensor")
-        tensors[name] = value.const_value
+        tensors[name] = _loaded(name, value.const_value)
         if not value.is_graph_input():
             del copy.graph.initializers[name]
         value.const_value = None
     copy.graph.initializers.clear()
     return ir.serde.serialize_model(copy), tensors
+
+
+def _loaded(name: str, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor with its external data mapped."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    try:
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"tensor {name!r}: external data: {_one_line(error)}") from None
 
 
 def _copy_fields(
