@@ -52,6 +52,7 @@ CODE = "code/model.so"
 _MANIFEST_LIMIT = 64 << 20
 _DEFLATED_LIMIT = 512 << 20  # of one unpacked member; weights are stored and not bound by it
 _MEMBERS_LIMIT = 1000
+_SAMPLE = 4096
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_./-]+")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same model gives the same bytes
 
@@ -105,16 +106,15 @@ def write_artifact(
 
 
 def pack_params(
-    params: Iterable[tuple[str, Array]], stored_as: Mapping[str, Any] | None = None
+    params: Iterable[tuple[str, Array]],
 ) -> tuple[dict[str, Array], tuple[ParamSpec, ...]]:
     """Turn the arguments of the compiled function into weights to store and their specs.
 
-    An array that is passed twice is stored once. A weight is stored narrower than it is used
-    only where that loses nothing.
+    An array that is passed twice is stored once. float32 that holds only values of float16, as
+    the weights of a float16 model do, is stored as float16.
 
     Args:
         params: (name, array in the dtype that the code wants), in the order of the arguments.
-        stored_as: name -> dtype that the user's own file held the weight in.
 
     Returns:
         (name -> array to store, one spec for each argument).
@@ -129,18 +129,26 @@ def pack_params(
             while name in weights:
                 name, number = f"{wanted}.{number}", number + 1
             first_name[id(array)] = name
-            weights[name] = _narrowed(array, (stored_as or {}).get(wanted, array.dtype))
+            weights[name] = _narrowed(array)
         name = first_name[id(array)]
         stored = weights[name].dtype.name
         specs.append(ParamSpec(name, tuple(array.shape), stored, array.dtype.name))
     return weights, tuple(specs)
 
 
-def _narrowed(array: Array, dtype: Any) -> Array:
-    """The array in another dtype where that keeps every value, else the array itself."""
-    narrow: Array = array.astype(dtype, copy=False)
-    exact = np.array_equal(narrow.astype(array.dtype, copy=False), array)
-    return narrow if exact else array
+def _narrowed(array: Array) -> Array:
+    """float32 as float16 where that keeps every value, all else as it is."""
+    if array.dtype != np.float32 or not array.size:
+        return array
+    head = array.reshape(-1)[:_SAMPLE]  # few weights pass this, so few pay for the whole
+    if not _is_float16(head) or not _is_float16(array):
+        return array
+    return array.astype(np.float16)
+
+
+def _is_float16(array: Array) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(array.astype(np.float16).astype(np.float32), array)
 
 
 def read_artifact(path: str | Path, *, weights: bool = True) -> Artifact:

@@ -50,6 +50,20 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         file.write(content)
 
 
+def check_readable(path: str | Path) -> None:
+    """Find out at once, before anything heavy is imported, that a file is not there.
+
+    Raises:
+        StorageError: the file cannot be opened.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"{path}: cannot be read, {reason}") from error
+
+
 def check_writable(path: str | Path) -> None:
     """Find out at once what ``atomic_file`` would meet after a long computation.
 

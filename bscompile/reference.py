@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile.errors import ModelError, StorageError
+from bscompile.errors import ModelError
+from bscompile.files import check_readable
 from bscompile.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -31,11 +32,10 @@ class Reference:
             threads: Threads inside one operator.
 
         Raises:
-            StorageError: there is no such file.
+            StorageError: the file cannot be opened.
             ModelError: ONNX Runtime refuses the file.
         """
-        if not Path(path).is_file():
-            raise StorageError(f"{path}: cannot be read, no such file")
+        check_readable(path)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

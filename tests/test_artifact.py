@@ -137,13 +137,17 @@ def test_equal_names_are_told_apart():
 
 
 def test_narrow_storage_only_where_it_loses_nothing():
-    halves, thirds = np.array([0.5, 2], np.float32), np.array([1 / 3], np.float32)
-    narrow = {"halves": np.dtype("float16"), "thirds": np.dtype("float16")}
-    weights, params = pack_params([("halves", halves), ("thirds", thirds)], narrow)
-    assert weights["halves"].dtype == np.float16
-    assert weights["thirds"].dtype == np.float32
-    assert [param.stored for param in params] == ["float16", "float32"]
-    assert [param.used for param in params] == ["float32", "float32"]
+    halves = np.array([0.5, -2, 65504, 6e-8, 0], np.float16).astype(np.float32)
+    late = np.zeros(10_000, np.float32)
+    late[-1] = 1e-3
+    arrays = {"halves": halves, "late": late, "huge": np.array([1e9], np.float32)}
+    arrays |= {"double": np.array([0.5]), "whole": np.array([1]), "none": np.zeros(0, np.float32)}
+    weights, params = pack_params(arrays.items())
+    stored = [param.stored for param in params]
+    assert stored == ["float16", "float32", "float32", "float64", "int64", "float32"]
+    for param, (name, array) in zip(params, arrays.items(), strict=True):
+        assert param.used == array.dtype.name
+        np.testing.assert_array_equal(weights[name].astype(array.dtype), array)
 
 
 # ---------------------------------------------------------------- writing

@@ -56,7 +56,7 @@ def command(
     """
     check_target(target)
     goal = output or model.with_suffix(".bsc")
-    _check_goal(goal, model)
+    _check_files(model, goal)
     from bscompile.api import build
 
     with talk.phases() as progress:
@@ -89,13 +89,12 @@ def command(
     click.echo(goal)
 
 
-def _check_goal(goal: Path, model: Path) -> None:
-    """Refuse in the first second what would otherwise fail after the whole build."""
+def _check_files(model: Path, goal: Path) -> None:
+    """Refuse in the first moment what would otherwise fail after imports or the whole build."""
     from bscompile.errors import UsageError
-    from bscompile.files import check_writable
+    from bscompile.files import check_readable, check_writable
 
-    if goal.exists() and model.exists() and goal.samefile(model):
-        raise UsageError(
-            f"{goal}: the artifact would replace the model", hint="name another with -o"
-        )
+    check_readable(model)
+    if goal.exists() and goal.samefile(model):
+        raise UsageError(f"{goal}: the artifact would replace the model", hint="use another -o")
     check_writable(goal)

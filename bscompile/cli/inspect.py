@@ -55,7 +55,9 @@ def command(
     lengths = parse_dims(dims)
     from bscompile.api import inspect, is_artifact
     from bscompile.errors import UsageError
+    from bscompile.files import check_readable
 
+    check_readable(file)
     if measure and not is_artifact(file):
         raise UsageError(f"--measure: {file} is not an artifact", hint="build it first")
     calls: list[tuple[str, float]] = []

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -137,7 +136,7 @@ def _reasons(report: Report) -> Iterator[RenderableType]:
     if by_reason:
         yield Text("\nWhy", style="bold")
     for reason, names in by_reason.items():
-        yield Padding(Text(f"{', '.join(names)}: {reason}"), (0, 0, 0, 2))
+        yield Text(f"  {', '.join(names)}: {reason}")
 
 
 def _notes(report: Report, with_applied: bool) -> Iterator[RenderableType]:
@@ -146,7 +145,7 @@ def _notes(report: Report, with_applied: bool) -> Iterator[RenderableType]:
         yield Text("\nPasses", style="bold")
     for note in shown:
         verb = "" if note.applied else "refused, "
-        yield Padding(Text(f"{note.pass_name}: {note.layer}: {verb}{note.text}"), (0, 0, 0, 2))
+        yield Text(f"  {note.pass_name}: {note.layer}: {verb}{note.text}")
     hidden = Counter(note.pass_name for note in report.notes if note not in shown)
     if hidden:
         counts = ", ".join(f"{name} {count}" for name, count in hidden.items())
