@@ -51,9 +51,10 @@ class WidenFloat16(GraphPass):
         for value in graph.inputs:
             if value.dtype not in _HALF:
                 continue
+            readers = list(value.uses())  # an output that is this input stays what it is
             cast = _cast(value, ir.DataType.FLOAT, f"{value.name}.float32")
-            ir.convenience.replace_all_uses_with([value], [cast.outputs[0]])
-            cast.replace_input_with(0, value)
+            for use in readers:
+                use.node.replace_input_with(use.idx, cast.outputs[0])
             if len(graph):
                 graph.insert_before(graph[0], cast)
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -25,6 +26,7 @@ class WriteDialect(GraphPass):
     def rewrite(self, model: ir.Model) -> bool:
         """Tidy up, attach the functions and check."""
         common.RemoveUnusedNodesPass()(model)
+        _make_contiguous(model.graph)
         common.DeduplicateHashedInitializersPass(size_limit=2**62)(model)
         _remove_unused_initializers(model.graph)
         mark_storage(model)
@@ -35,6 +37,17 @@ class WriteDialect(GraphPass):
         common.CheckerPass()(model)
         self.applied_to("graph", f"{count} functions of the dialect attached")
         return True
+
+
+def _make_contiguous(graph: ir.Graph) -> None:
+    """Folded transposes are views; what compares or saves bytes wants them in order."""
+    for name, value in graph.initializers.items():
+        if value.const_value is None:
+            continue
+        array = value.const_value.numpy()
+        if not array.flags.c_contiguous:
+            dtype = value.const_value.dtype
+            value.const_value = ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
 
 
 def _remove_unused_initializers(graph: ir.Graph) -> None:

@@ -24,6 +24,7 @@ class KeepForm:
     dense_seconds: float = 2e-6
     reason: str = "kept as recognised"
     considered: tuple = (("kept", 1e-6),)
+    tuned: bool = False
 
 
 def keep_form(op, rows, dtype):
