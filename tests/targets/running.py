@@ -62,17 +62,24 @@ def templates(form: str) -> list[str]:
     return [t.name for t in TEMPLATES if t.name.startswith(form)]
 
 
-def run_kernel(machine, name, op, x, tensors=(), symbolic=False, config=None):
-    """y of one layer, computed by the named template's kernel."""
+def build_kernel(machine, name, op, m, config=None):
+    """The named template's kernel for one layer, as a function (x, tensors) -> y.
+
+    ``m`` is the number of rows, or None for a kernel that takes any.
+    """
     import tvm
 
-    m, n = len(x), op.shape[0]
     template = machine.template(name)
-    problem = problem_of(op, None if symbolic else m, x.dtype)
+    problem = problem_of(op, m, np.dtype(np.float32))
     config = config or template.space(problem, machine.hardware)[0]
     kernel = template.build(problem, op.weight, config, machine.hardware)
-    y = np.full((m, n), np.nan, np.float32)
-    arrays = [x, *(array for _, array in kernel.operands), *tensors, y]
-    held = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
-    machine.compile(kernel.prim_func)(*held)
-    return held[-1].numpy()
+    compiled = machine.compile(kernel.prim_func)
+    operands = [tvm.runtime.tensor(np.ascontiguousarray(array)) for _, array in kernel.operands]
+
+    def run(x, tensors=()):
+        y = tvm.runtime.tensor(np.full((len(x), op.shape[0]), np.nan, np.float32))
+        held = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (x, *tensors)]
+        compiled(held[0], *operands, *held[1:], y)
+        return y.numpy()
+
+    return run

@@ -8,7 +8,7 @@ import pytest
 from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import problem_of
-from tests.targets.running import MACHINES, run_kernel, templates
+from tests.targets.running import MACHINES, build_kernel, templates
 from tests.tolerance import assert_close
 
 EPILOGUES = [
@@ -63,12 +63,16 @@ def epilogue_tensors(rng, epilogue, m, n):
     )
 
 
-def check(machine, name, op, m, rng, symbolic=False, config=None):
+def check(machine, name, op, m, rng, config=None):
+    check_run(build_kernel(machine, name, op, m, config), name, op, m, rng)
+
+
+def check_run(run, name, op, m, rng):
     n, k = op.shape
     x = rng.standard_normal((m, k)).astype(np.float32)
     tensors = epilogue_tensors(rng, op.epilogue, m, n)
-    got = run_kernel(machine, name, op, x, tensors, symbolic=symbolic, config=config)
-    assert_close(got, evaluate(op, x, tensors), np.float32, k, what=f"{name} {op.shape} m={m}")
+    want = evaluate(op, x, tensors)
+    assert_close(run(x, tensors), want, np.float32, k, what=f"{name} {op.shape} m={m}")
 
 
 @pytest.fixture
@@ -89,11 +93,12 @@ def test_dense(machine, shape, m, rng):
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 def test_block_sparse_blocks(machine, name, block, density, rng):
-    turn = BLOCKS.index(block) + int(10 * density)  # each block meets two of the shapes
-    for i in (turn, turn + 1):
-        shape, m = SHAPES[i % 4], (33, 9, 8, 2)[i % 4]
-        weight = block_sparse(rng, shape, block, density)
-        check(machine, name, LinearOp("layer", weight, ("bias",)), m, rng)
+    if name == "block_sparse_rows" and block[0] > 24 * machine.hardware.vector_bytes // 64:
+        pytest.skip("so many outputs do not fit the registers")
+    turn = (BLOCKS.index(block) + int(10 * density)) % 4
+    m = (33, 9, 8, 2)[turn] if name == "block_sparse_outputs" else (33, 16, 18, 70)[turn]
+    weight = block_sparse(rng, SHAPES[turn], block, density)
+    check(machine, name, LinearOp("layer", weight, ("bias",)), m, rng)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -117,7 +122,7 @@ def test_kronecker_blocks(machine, block, rank, density, rng):
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 def test_epilogues(machine, name, epilogue, rng):
     op = layer(rng, name, epilogue)
-    for m in (1, 18):
+    for m in (18,) if name == "block_sparse_rows" else (1, 18):
         check(machine, name, op, m, rng)
 
 
@@ -125,8 +130,9 @@ def test_epilogues(machine, name, epilogue, rng):
 @pytest.mark.parametrize("name", ALL)
 def test_symbolic_rows(machine, name, rng):
     op = layer(rng, name, ("bias", "residual", "relu"))
-    for m in (1, 2, 7, 8, 9, 33, 70):
-        check(machine, name, op, m, rng, symbolic=True)
+    run = build_kernel(machine, name, op, None)
+    for m in (1, 2, 7, 8, 9, 33, 70, 130):
+        check_run(run, name, op, m, rng)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -147,15 +153,16 @@ def test_configurations(machine, name, rng):
 def test_every_weight_counts(machine, name, rng):
     """A negative control: any one weight changed changes the result."""
     op = layer(rng, name)
-    x = rng.standard_normal((3, op.shape[1])).astype(np.float32)
-    before = run_kernel(machine, name, op, x)
+    x = rng.standard_normal((17, op.shape[1])).astype(np.float32)
+    before = build_kernel(machine, name, op, 17)(x)
     values = numbers(op.weight)
-    for index in rng.choice(np.flatnonzero(values), 3, replace=False):
+    for index in rng.choice(np.flatnonzero(values), 2, replace=False):
         kept = values.flat[index]
         values.flat[index] += 1
-        assert np.abs(run_kernel(machine, name, op, x) - before).max() > 1e-3
+        changed = build_kernel(machine, name, op, 17)(x)
+        assert np.abs(changed - before).max() > 1e-3
         values.flat[index] = kept
-    np.testing.assert_array_equal(run_kernel(machine, name, op, x), before)
+    np.testing.assert_array_equal(build_kernel(machine, name, op, 17)(x), before)
 
 
 def numbers(weight):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from bscompile.targets.base import KernelTemplate
 from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
+from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
 from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
 
 TEMPLATES: tuple[KernelTemplate, ...] = (
     DenseTemplate(),
     BlockSparseOutputs(),
+    BlockSparseRows(),
     KroneckerTemplate(),
 )

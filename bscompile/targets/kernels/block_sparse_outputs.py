@@ -9,6 +9,7 @@ from bscompile.targets.kernels.packing import pack_block_rows
 from bscompile.targets.kernels.roofline import (
     LOOP,
     TILE,
+    even,
     input_units,
     lanes_of,
     registers_of,
@@ -53,7 +54,7 @@ class BlockSparseOutputs(KernelTemplate):
         units = problem.nnzb * (bw * input_units(rows, bh, lanes) + LOOP)
         units += block_rows * (TILE + store_units(problem, rows, bh, lanes))
         by_rows = config["split"] == "rows"
-        limit = tiles if by_rows else block_rows
+        share = even(tiles if by_rows else block_rows, tasks)
         weight_bytes = 4.0 * problem.nnzb * (bh * bw + 1)
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
         x_held = 4.0 * problem.k * (problem.rows / tasks if by_rows else problem.rows)
@@ -63,7 +64,7 @@ class BlockSparseOutputs(KernelTemplate):
         else:
             repeats = tasks if by_rows else 1
             traffic = [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
-        return seconds(hardware, min(tasks, limit), tiles * units, traffic)
+        return seconds(hardware, share, tiles * units, traffic)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

@@ -8,6 +8,7 @@ from bscompile.dialect import Weight, dense_weight
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.roofline import (
     TILE,
+    even,
     input_units,
     lanes_of,
     registers_of,
@@ -51,7 +52,7 @@ class DenseTemplate(KernelTemplate):
             (panels * panel_bytes, panels * panel_bytes / tasks),
             ((tiles - 1) * panels * panel_bytes, panel_bytes),
         ]
-        return seconds(hardware, min(tasks, tiles * panels), tiles * panels * tile, traffic)
+        return seconds(hardware, even(tiles * panels, tasks), tiles * panels * tile, traffic)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

@@ -9,6 +9,7 @@ from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing import Operands, balance
 from bscompile.targets.kernels.roofline import (
+    even,
     lanes_of,
     registers_of,
     row_tiles,
@@ -67,8 +68,8 @@ class KroneckerTemplate(KernelTemplate):
             units += (rank - 1) * problem.nnzb * NEXT
         read = 4.0 * problem.nnzb * flat * rank
         traffic = [(read * tiles, prepared), (4.0 * problem.nnzb * (rank + 1) * tiles, 0.0)]
-        limit = tiles if by_rows else block_rows
-        return seconds(hardware, min(tasks, limit), tiles * units, traffic)
+        share = even(tiles if by_rows else block_rows, tasks)
+        return seconds(hardware, share, tiles * units, traffic)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

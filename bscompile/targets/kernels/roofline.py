@@ -32,6 +32,11 @@ def registers_of(hardware: HardwareSpec) -> int:
     return 24 if hardware.vector_bytes == 64 else 12
 
 
+def even(items: int, tasks: int) -> float:
+    """Tasks' worth of speed-up when ``items`` are shared whole."""
+    return items / -(-items // tasks)
+
+
 def row_tiles(problem: Problem, rows: int) -> int:
     """Tiles of ``rows`` rows; the overlap of the last one is work done twice."""
     return max(1, -(-problem.rows // rows))
@@ -55,13 +60,13 @@ def store_units(problem: Problem, rows: int, width: int, lanes: int) -> float:
 
 
 def seconds(
-    hardware: HardwareSpec, tasks: int, units: float, traffic: Sequence[tuple[float, float]]
+    hardware: HardwareSpec, tasks: float, units: float, traffic: Sequence[tuple[float, float]]
 ) -> float:
     """Expected time of a kernel.
 
     Args:
         hardware: The machine.
-        tasks: Parallel tasks, at most the machine's cores.
+        tasks: Parallel tasks, at most the machine's cores; less where their shares differ.
         units: Vector work of all tasks together.
         traffic: (bytes read by all tasks together, bytes of one task's working set) for each
             tensor; the set decides which cache it comes from.
@@ -73,7 +78,7 @@ def seconds(
     return max(compute, memory) + OVERLAP * min(compute, memory) + launch
 
 
-def read_rate(hardware: HardwareSpec, held: float, tasks: int) -> float:
+def read_rate(hardware: HardwareSpec, held: float, tasks: float) -> float:
     """Bytes per second that one core reads from where ``held`` bytes stay."""
     for size, rate in zip(hardware.cache_bytes, hardware.cache_gbps, strict=True):
         if held <= 0.75 * size:

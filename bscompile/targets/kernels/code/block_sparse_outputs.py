@@ -43,40 +43,60 @@ def generate(
         outer: Which loop is outside: ``rows`` keeps a tile of x in the nearest cache and streams
             the weights, ``outputs`` the other way round.
     """
-    _, bw, bh = operands[0][1].shape
-    block_rows = len(operands[2][1]) - 1
-    vectors = pieces(bh, lanes)
-    overhang = block_rows * bh - problem.n
+    nest = Nest(problem, operands, lanes, tasks, split, outer)
 
     def body(args: Arguments) -> None:
-        emit.for_row_tiles(args.m, rows, lambda r: nest(args, r))
+        emit.for_row_tiles(args.m, (rows, 4), lambda r: nest.emit(args, r))
 
-    def nest(args: Arguments, tile_rows: int) -> None:
-        tiles = T.int64(emit.tile_count(args.m, tile_rows))
+    return emit.generate("block_sparse_outputs", problem, operands, body)
+
+
+class Nest:
+    """The loops over row tiles and block rows; arguments as of ``generate``."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        operands: Sequence[tuple[str, Array]],
+        lanes: int,
+        tasks: int,
+        split: str,
+        outer: str,
+    ) -> None:
+        _, self._bw, self._bh = operands[0][1].shape
+        self._block_rows = len(operands[2][1]) - 1
+        self._overhang = self._block_rows * self._bh - problem.n
+        self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
+        self._vectors = pieces(self._bh, lanes)
+
+    def emit(self, args: Arguments, rows: int) -> None:
+        """Emit the loops for tiles of ``rows`` rows."""
+        tiles = T.int64(emit.tile_count(args.m, rows))
         bounds = args.operands[3]
+        rows_outside = self._outer == "rows"
 
         def task(p: Expr) -> None:
             tile_range = (T.int64(0), tiles)
-            row_range = (T.int64(0), T.int64(block_rows))
-            if split == "rows":
-                tile_range = emit.share(tiles, p, tasks)
+            row_range = (T.int64(0), T.int64(self._block_rows))
+            if self._split == "rows":
+                tile_range = emit.share(tiles, p, self._tasks)
             else:
                 row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
-            first, second = (tile_range, row_range) if outer == "rows" else (row_range, tile_range)
+            first, second = (tile_range, row_range) if rows_outside else (row_range, tile_range)
             with emit.loop(*first) as i, emit.loop(*second) as j, emit.opaque():
-                tile, block_row = (i, j) if outer == "rows" else (j, i)
-                row = T.bind(emit.tile_start(args.m, tile_rows, tile))
-                block_row_tile(args, tile_rows, T.bind(block_row), row)
+                tile, block_row = (i, j) if rows_outside else (j, i)
+                row = T.bind(emit.tile_start(args.m, rows, tile))
+                self._tile(args, rows, T.bind(block_row), row)
 
-        emit.parallel_tasks(tasks, task)
+        emit.parallel_tasks(self._tasks, task)
 
-    def block_row_tile(args: Arguments, tile_rows: int, block_row: Expr, row: Expr) -> None:
+    def _tile(self, args: Arguments, rows: int, block_row: Expr, row: Expr) -> None:
         values, starts, indptr, _ = args.operands
-        chains = max(1, min(bw, 8 // (tile_rows * len(vectors))))
-        sums = [emit.accumulators(tile_rows, bh) for _ in range(chains)]
+        chains = max(1, min(self._bw, 8 // (rows * len(self._vectors))))
+        sums = [emit.accumulators(rows, self._bh) for _ in range(chains)]
 
         def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, inner: Expr) -> None:
-            for at, size in vectors:
+            for at, size in self._vectors:
                 weight = T.bind(emit.load(values, block, inner, at, lanes=size))
                 for r, acc in enumerate(rows_of):
                     x = emit.splat(args.x[row + r, start + inner], size)
@@ -84,36 +104,36 @@ def generate(
 
         for rows_of in sums:
             for acc in rows_of:
-                for at, size in vectors:
+                for at, size in self._vectors:
                     emit.store(acc, emit.constant(0.0, size), at, lanes=size)
         with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
-            loops = bw // UNROLL if bw > UNROLL else 0
+            loops = self._bw // UNROLL if self._bw > UNROLL else 0
             if loops:
                 with T.serial(0, T.int64(loops)) as step:
                     for u in range(UNROLL):
                         accumulate(sums[u % chains], block, start, step * UNROLL + u)
-            for inner in range(loops * UNROLL, bw):
+            for inner in range(loops * UNROLL, self._bw):
                 accumulate(sums[inner % chains], block, start, T.int64(inner))
-        emit_outputs(args, sums, block_row, row)
+        self._outputs(args, sums, block_row, row)
 
-    def emit_outputs(args: Arguments, sums: list[list[Buffer]], block_row: Expr, row: Expr) -> None:
+    def _outputs(
+        self, args: Arguments, sums: list[list[Buffer]], block_row: Expr, row: Expr
+    ) -> None:
         def write(cut: list[tuple[int, int]]) -> None:
             for r in range(len(sums[0])):
                 for at, size in cut:
                     value = emit.load(sums[0][r], at, lanes=size)
                     for rows_of in sums[1:]:
                         value = value + emit.load(rows_of[r], at, lanes=size)
-                    finish(args, T.bind(value), row + r, block_row * bh + at, size)
+                    finish(args, T.bind(value), row + r, block_row * self._bh + at, size)
 
-        if not overhang:
-            write(vectors)
+        if not self._overhang:
+            write(self._vectors)
             return
-        with T.If(block_row < block_rows - 1):
+        with T.If(block_row < self._block_rows - 1):
             with T.Then():
-                write(vectors)
+                write(self._vectors)
             with T.Else():
-                write(pieces(bh - overhang, lanes))
-
-    return emit.generate("block_sparse_outputs", problem, operands, body)
+                write(pieces(self._bh - self._overhang, self._lanes))

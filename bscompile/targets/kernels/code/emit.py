@@ -127,18 +127,23 @@ def share(work: Expr, task: Expr, tasks: int) -> tuple[Expr, Expr]:
     return T.floordiv(task * work, T.int64(tasks)), T.floordiv((task + 1) * work, T.int64(tasks))
 
 
-def for_row_tiles(m: Expr, rows: int, emit: Callable[[int], None]) -> None:
-    """Emit the kernel for tiles of ``rows`` rows and, where m may be smaller, for fewer.
+def for_row_tiles(m: Expr, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
+    """Emit the kernel for tiles of the first size that m allows; 1 always does.
 
     A tile never reaches over row m: the last one is moved back over its neighbour (see
     ``tile_start``), which needs m >= rows. So a symbolic m gets a chain of smaller tiles.
+
+    Args:
+        m: Rows of x.
+        sizes: Rows of a tile, the preferred size first.
+        emit: Emits the whole kernel for one size.
     """
-    chain = [size for size in (rows, 4, 1) if size <= rows]
+    chain = [size for size in (*sizes, 1) if size <= sizes[0]]
     chain = sorted(set(chain), reverse=True)
     if isinstance(m, int):
         emit(next((size for size in chain if size <= m), 1))
-        return
-    _emit_chain(m, chain, emit)
+    else:
+        _emit_chain(m, chain, emit)
 
 
 def _emit_chain(m: Expr, chain: list[int], emit: Callable[[int], None]) -> None:
