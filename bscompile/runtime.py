@@ -94,7 +94,8 @@ class Model:
             Name -> array, for every output; the arrays are the caller's.
 
         Raises:
-            UsageError: an input is missing, unknown, misshapen or of another dtype.
+            UsageError: an input is missing, unknown, misshapen or of another dtype, or the model
+                cannot work with the lengths of its symbolic dimensions.
         """
         arrays = self._check(inputs)
         tensors = [self._tensor(array) for array in arrays]
@@ -102,7 +103,10 @@ class Model:
             if self._main is None:
                 raise UsageError("this model was closed")
             runtime_loader.use_threads(self.threads)
-            results = self._main(*tensors)
+            try:
+                results = self._main(*tensors)
+            except Exception as error:  # whatever TVM's own checks raise
+                raise self._refusal(arrays, error) from error
         return self._collect(results, arrays)
 
     def __call__(self, x: npt.ArrayLike) -> Array | dict[str, Array]:
@@ -234,6 +238,18 @@ class Model:
             aligned[...] = array
             array = aligned
         return self._ffi.from_dlpack(array)
+
+    def _refusal(self, arrays: Sequence[Array], error: Exception) -> UsageError:
+        """What the code itself found wrong, such as a length that its reshapes cannot split."""
+        given = ", ".join(
+            f"{spec.name} {list(array.shape)}"
+            for spec, array in zip(self.inputs, arrays, strict=True)
+        )
+        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+        return UsageError(
+            f"the model cannot run on {given}: {reason.strip()}",
+            hint="its symbolic dimensions may not take these lengths",
+        )
 
     # ------------------------------------------------------------ out of TVM
 

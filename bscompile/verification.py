@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from bscompile import runtime
 from bscompile.artifact import REPORT
-from bscompile.errors import ModelError, UsageError
+from bscompile.errors import ModelError, UsageError, VerificationError
 from bscompile.reference import Reference
 from bscompile.report import Report
 from bscompile.samples import integer_limits, make_inputs, symbols_of
@@ -134,6 +134,7 @@ def verify(
         progress: Called with one line at the start of each phase.
 
     Raises:
+        VerificationError: the artifact cannot run what onnxruntime runs.
         BscompileError: a file is broken, the two are not the same model, or no sample ran.
     """
     say = progress or (lambda line: None)
@@ -161,7 +162,12 @@ def verify(
         except ModelError as error:
             skipped.append(f"sample {sample}, {_spell(chosen)}: {error.message}")
             continue
-        got = compiled.run(inputs)
+        try:
+            got = compiled.run(inputs)
+        except UsageError as error:
+            raise VerificationError(
+                f"sample {sample} {_spell(chosen)}: onnxruntime runs it, but {error.message}"
+            ) from error
         comparisons += [
             compare(sample, name, chosen, got[name], wanted[name], eps, longest) for name in got
         ]

@@ -12,9 +12,16 @@ import numpy as np
 import pytest
 
 import bscompile.runtime as runtime
-from bscompile.artifact import ParamSpec, TensorSpec
+from bscompile.artifact import CODE, ParamSpec, TensorSpec, write_artifact
 from bscompile.errors import ArtifactError, StorageError, UsageError
-from tests.handmade import affine_reference, affine_weights, write_affine
+from tests.handmade import (
+    REPORT,
+    affine_manifest,
+    affine_reference,
+    affine_weights,
+    four_only_code,
+    write_affine,
+)
 from tests.tolerance import assert_close
 
 
@@ -186,6 +193,38 @@ def test_a_manifest_that_disagrees_with_the_code_is_refused(tmp_path):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(StorageError, match="cannot be read, no such file"):
         runtime.load(tmp_path / "none.bsc")
+
+
+def test_code_that_is_no_library_is_refused(tmp_path):
+    for content in (b"", b"not a library", b"\x7fELF" + bytes(1000)):
+        path = write_artifact(
+            tmp_path / "m.bsc", affine_manifest(), {CODE: content}, affine_weights(), REPORT
+        )
+        with pytest.raises(ArtifactError, match="its code cannot be loaded") as caught:
+            runtime.load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_artifact_without_code_is_refused(tmp_path):
+    path = write_artifact(tmp_path / "m.bsc", affine_manifest(), {}, affine_weights(), REPORT)
+    with pytest.raises(ArtifactError, match=r"the member 'code/model.so' is missing"):
+        runtime.load(path)
+
+
+def test_lengths_that_only_the_code_refuses_are_one_line(tmp_path):
+    manifest = affine_manifest(
+        inputs=(TensorSpec("x", ("n",), "float32"),),
+        outputs=(TensorSpec("y", (4,), "float32"),),
+        params=(),
+    )
+    path = write_artifact(tmp_path / "m.bsc", manifest, {CODE: four_only_code()}, {}, REPORT)
+    model = runtime.load(path)
+    x = np.array([-1, 0, 1, 2], np.float32)
+    np.testing.assert_array_equal(model(x), [0, 0, 1, 2])
+    with pytest.raises(UsageError, match=r"the model cannot run on x \[5\]: ") as caught:
+        model(np.arange(5, dtype=np.float32))
+    assert "\n" not in str(caught.value)
+    np.testing.assert_array_equal(model(x), [0, 0, 1, 2])  # it still works afterwards
 
 
 def run_python(code, *arguments):
