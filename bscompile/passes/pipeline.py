@@ -14,6 +14,7 @@ from bscompile.passes.fuse_epilogues import FuseEpilogues
 from bscompile.passes.recognise_factorized import RecogniseFactorized
 from bscompile.passes.recognise_linear import RecogniseLinear
 from bscompile.passes.recover_factors import RecoverFactors
+from bscompile.passes.shrink import Shrink
 from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
 
@@ -37,6 +38,8 @@ def pipeline(plan: Planner) -> list[GraphPass]:
         RecoverFactors(),
         # Before the choice: the epilogue is part of the problem that a kernel is chosen for.
         FuseEpilogues(),
+        # After fusing: a constant is easiest followed through steps of an op.
+        Shrink(),
         ChooseForm(plan),
         # Last: it shares equal weights again and writes the functions of what is left.
         WriteDialect(),
