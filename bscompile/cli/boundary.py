@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -25,7 +25,11 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 def guarded(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and turn whatever it raises into a line and a code."""
-    _end_cleanly_when_terminated()
+    with _clean_end_when_terminated():
+        return _guarded(arguments)
+
+
+def _guarded(arguments: Sequence[str] | None) -> int:
     try:
         # Not app.main(): it would handle interrupts and closed pipes in its own way.
         given = sys.argv[1:] if arguments is None else list(arguments)
@@ -65,11 +69,19 @@ def _printable(message: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
 
 
-def _end_cleanly_when_terminated() -> None:
+@contextlib.contextmanager
+def _clean_end_when_terminated() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that staged files are removed."""
 
     def leave(_number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever embeds us decides
-        signal.signal(signal.SIGTERM, leave)
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread: whoever embeds us decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -140,13 +140,19 @@ def _reasons(report: Report) -> Iterator[RenderableType]:
 
 
 def _notes(report: Report, with_applied: bool) -> Iterator[RenderableType]:
-    shown = [note for note in report.notes if with_applied or not note.applied]
+    """Equal notes once, with the layers that they are for; what is not shown is counted."""
+    shown: dict[tuple[str, str], list[str]] = {}
+    hidden: Counter[str] = Counter()
+    for note in report.notes:
+        if with_applied or not note.applied:
+            text = note.text if note.applied else f"refused, {note.text}"
+            shown.setdefault((note.pass_name, text), []).append(note.layer)
+        else:
+            hidden[note.pass_name] += 1
     if shown:
         yield Text("\nPasses", style="bold")
-    for note in shown:
-        verb = "" if note.applied else "refused, "
-        yield Text(f"  {note.pass_name}: {note.layer}: {verb}{note.text}")
-    hidden = Counter(note.pass_name for note in report.notes if note not in shown)
+    for (pass_name, text), layers in shown.items():
+        yield Text(f"  {pass_name}: {', '.join(layers)}: {text}")
     if hidden:
         counts = ", ".join(f"{name} {count}" for name, count in hidden.items())
         yield Text(f"\nApplied (every one with -v): {counts}")
