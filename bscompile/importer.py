@@ -56,6 +56,16 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> i
     Raises:
         ModelError: the file or the model is broken, hostile or not supported.
     """
+    try:
+        return _load(source)
+    except UnicodeDecodeError as error:  # anywhere that a damaged string is looked at
+        raise ModelError(
+            f"the model holds text that is not UTF-8: {error.object[:20]!r}",
+            hint="the file is damaged; export it again",
+        ) from None
+
+
+def _load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     base: Path | None = None
     if isinstance(source, ir.Model):
         skeleton, tensors = _split_ir(source)
@@ -332,6 +342,7 @@ def _check_structure(skeleton: onnx.ModelProto, tensors: Tensors) -> None:
         raise ModelError("the graph has no nodes, there is nothing to compile")
     if not graph.output:
         raise ModelError("the graph has no outputs, there is nothing to compute")
+    _check_text(skeleton, tensors)
     names = [value.name for value in graph.input]
     if len(set(names)) < len(names) or "" in names:
         raise ModelError("graph inputs have empty or duplicate names")
@@ -343,6 +354,20 @@ def _check_structure(skeleton: onnx.ModelProto, tensors: Tensors) -> None:
         if value.name not in made or not value.name:
             raise ModelError(f"graph output {value.name!r} is computed by no node")
     _check_functions(skeleton)
+
+
+def _check_text(skeleton: onnx.ModelProto, tensors: Tensors) -> None:
+    """Names are text; protobuf hands broken UTF-8 over as bytes."""
+    names: list[object] = [*tensors]
+    for graph in _graphs(skeleton):
+        names += [value.name for value in [*graph.input, *graph.output, *graph.value_info]]
+        for node in graph.node:
+            names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelError(
+                f"the name {name!r} is not valid UTF-8", hint="the file is damaged; export it again"
+            )
 
 
 def _check_functions(skeleton: onnx.ModelProto) -> None:
