@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 
 LARGEST_SIDE = 64
 LARGEST_AREA = 1024
+LARGEST_RANK = 32  # blocks up to 64x64 pay off only for fewer terms than half their side
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _search(
     for block in candidates:
         limit = _rank_limit(dense.shape, block)
         sample = _sampled_blocks(dense, block, positions, limit + 4)
+        # Fewer columns cannot have a higher rank; small matrices keep BLAS on one thread.
+        sample = sample[:, rng.permutation(np.flatnonzero(sample.any(axis=0)))[: 2 * limit + 8]]
         rank = _rank(sample, precision)
         # With few live blocks the sample is all of them; independent ones are no sum of terms.
         if rank <= limit and 3 * rank < 2 * len(sample):
@@ -205,7 +208,7 @@ def _rank_limit(shape: tuple[int, ...], block: tuple[int, int]) -> int:
     area = block[0] * block[1]
     blocks = shape[0] * shape[1] // area
     storage = 2 * blocks * area // (3 * (blocks + area))
-    return min(storage, 2 * blocks * area // _macs(shape, block, blocks, 1))
+    return min(storage, 2 * blocks * area // _macs(shape, block, blocks, 1), LARGEST_RANK)
 
 
 def _rank(R: Array, precision: Precision) -> int:

@@ -50,11 +50,10 @@ class GroupLayer:
 
 
 def layers_of(group: FeatureGroup) -> list[GroupLayer]:
-    nodes = list(dict.fromkeys([*group.producers, *group.consumers]))
-    return [
-        GroupLayer(n, read_node(n), n in set(group.producers), n in set(group.consumers))
-        for n in nodes
-    ]
+    """The layers at the ends of a group, each once."""
+    makes, reads = set(group.producers), set(group.consumers)
+    nodes = dict.fromkeys([*group.producers, *group.consumers])
+    return [GroupLayer(node, read_node(node), node in makes, node in reads) for node in nodes]
 
 
 def removable_features(
