@@ -1,0 +1,72 @@
+"""The public names, and what happens where parts of an installation are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import bscompile
+from bscompile import runtime_loader
+from bscompile.errors import TargetError
+from tests.handmade import write_affine
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in bscompile.__all__:
+        assert getattr(bscompile, name).__doc__, name
+    assert set(bscompile.__all__) < set(dir(bscompile))
+    assert bscompile.__version__.count(".") == 2
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'biuld'"):
+        bscompile.biuld  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["benchmark", "verification", "runtime", "report", "api"])
+def test_importing_a_module_hides_no_public_name(module):
+    code = f"""
+        import bscompile.{module}
+        assert all(callable(getattr(bscompile, name)) for name in bscompile.__all__)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_a_missing_runtime_says_what_to_install(tmp_path):
+    path = write_affine(tmp_path / "m.bsc")
+    code = """
+        import sys
+        from bscompile.cli import main
+        sys.modules["tvm_ffi"] = None
+        sys.exit(main(["run", sys.argv[1]]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5
+    expected = "bscompile: the TVM runtime is not installed (pip install apache-tvm-ffi)\n"
+    assert done.stderr == expected
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(runtime_loader.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TargetError, match=r"not installed \(pip install apache-tvm\)"):
+        runtime_loader.load_ffi.__wrapped__()
+
+
+def test_a_broken_library_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libtvm_runtime.so").write_bytes(b"no library")
+
+    class Spec:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr(runtime_loader.importlib.util, "find_spec", lambda name: Spec)
+    with pytest.raises(TargetError, match="the TVM runtime cannot be loaded"):
+        runtime_loader.load_ffi.__wrapped__()
