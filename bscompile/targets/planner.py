@@ -190,7 +190,9 @@ def _reason(
     assert not isinstance(op.weight, np.ndarray)
     share = f"{100 * op.weight.density:.0f} % of the {_size(op.weight.block)} blocks are live"
     if chosen is dense:
-        limit = _break_even(priced, dense, context)
+        limit = _break_even(op, priced, dense.seconds, context)
+        if limit is None:
+            return f"stays dense: {share}, and no kernel runs blocks of that size"
         return f"stays dense: {share}, break-even is about {100 * limit:.0f} %"
     gain = f"expected {dense.seconds / chosen.seconds:.1f} times as fast as dense"
     block = chosen.candidate.problem.block
@@ -201,17 +203,23 @@ def _reason(
     return f"runs block-sparse in {_size(block)} blocks: {share}, {gain}"
 
 
-def _break_even(priced: list[_Priced], dense: _Priced, context: TargetContext) -> float:
-    """The density at which the best sparse candidate would cost as much as dense."""
-    best = next(entry for entry in priced if entry is not dense)
-    problem = best.candidate.problem
-    template = context.target.template(best.template)
-    blocks = -(-problem.n // problem.block[0]) * -(-problem.k // problem.block[1])
+def _break_even(
+    op: LinearOp, priced: list[_Priced], dense_seconds: float, context: TargetContext
+) -> float | None:
+    """The density at which the trained blocks would cost as much as dense; None if unknown."""
+    assert not isinstance(op.weight, np.ndarray)
+    trained = [entry for entry in priced if entry.candidate.problem.block == op.weight.block]
+    if not trained:
+        return None
+    problem = trained[0].candidate.problem
+    template = context.target.template(trained[0].template)
+    blocks = (-(-problem.n // problem.block[0])) * (-(-problem.k // problem.block[1]))
     low, high = 0, blocks
     while high - low > max(1, blocks // 200):
         middle = (low + high) // 2
-        cost = template.cost(replace(problem, nnzb=middle), best.config, context.hardware)
-        low, high = (middle, high) if cost < dense.seconds else (low, middle)
+        fewer = replace(problem, nnzb=middle)
+        cost = template.cost(fewer, trained[0].config, context.hardware)
+        low, high = (middle, high) if cost < _MARGIN * dense_seconds else (low, middle)
     return low / blocks
 
 

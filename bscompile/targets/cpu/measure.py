@@ -72,11 +72,11 @@ def measure(options: dict[str, str], vector_bytes: int, caches: tuple[int, ...])
     module = tvm.compile(tvm.IRModule(functions), target=target).jit()
 
     def seconds(function: str, number: int, *args: Any) -> float:
-        timer = module.time_evaluator(function, tvm.cpu(), number=number, repeat=7)
+        timer = module.time_evaluator(function, tvm.cpu(), number=number, repeat=25)
         return float(min(timer(*args).results))
 
     out = tvm.runtime.tensor(np.zeros(1024, np.float32))
-    gflops = probes.MULTIPLY_ADDS * lanes * 2 / seconds("multiply_add", 20, out) / 1e9
+    gflops = probes.MULTIPLY_ADDS * lanes * 2 / seconds("multiply_add", 10, out) / 1e9
     rates = []
     for size in caches:
         data = tvm.runtime.tensor(np.ones(min(size, 8 << 20) // 2 // 1024 * 256, np.float32))
@@ -85,7 +85,7 @@ def measure(options: dict[str, str], vector_bytes: int, caches: tuple[int, ...])
         rates.append(size_bytes / seconds("read", number, data, out) / 1e9)
     data = tvm.runtime.tensor(np.ones(max(64 << 20, 2 * caches[-1]) // 4, np.float32))
     memory = data.shape[0] * 4 / seconds("read_all", 1, data, out) / 1e9
-    return Rates(gflops, tuple(rates), memory, seconds("launch", 100, out))
+    return Rates(gflops, tuple(rates), memory, seconds("launch", 20, out))
 
 
 def _cache_folder() -> Path:

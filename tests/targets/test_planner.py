@@ -1,0 +1,129 @@
+"""The planner: what it chooses, why, and that it counts re-blocked candidates rightly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bscompile.dialect import LinearOp
+from bscompile.errors import TargetError
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
+from bscompile.targets import get_target
+from bscompile.targets.base import HardwareSpec, TargetContext
+from bscompile.targets.planner import count_blocks, plan
+
+FLOAT = np.dtype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def context():
+    """A fixed machine, so that choices do not depend on where the test runs."""
+    hardware = HardwareSpec(
+        name="a machine",
+        isa="avx512",
+        features=(),
+        cores=2,
+        peak_gflops={"float32": 118.0},
+        memory_gbps=30.0,
+        cache_bytes=(32 << 10, 1 << 20, 32 << 20),
+        cache_gbps=(197.0, 112.0, 99.0),
+        vector_bytes=64,
+        launch_seconds=3e-6,
+    )
+    return TargetContext(get_target("cpu"), "avx512", hardware)
+
+
+def block_sparse(shape, block, density):
+    rng = np.random.default_rng(0)
+    live = rng.random((shape[0] // block[0], shape[1] // block[1])) < density
+    mask = np.kron(live, np.ones(block, np.float32))
+    return BlockSparseMatrix.from_dense(mask, block)
+
+
+@pytest.mark.parametrize("wanted", [(4, 4), (8, 4), (16, 16), (4, 8), (2, 4), (1, 16)])
+def test_counted_blocks_are_the_blocks_built(wanted):
+    matrix = block_sparse((48, 64), (4, 4), 0.2)
+    live = np.stack([matrix.row_ids.astype(np.int64), matrix.indices.astype(np.int64)])
+    count = count_blocks(live, matrix.block, wanted)
+    assert count == BlockSparseMatrix.from_dense(matrix.to_dense(), wanted).nnzb
+
+
+def test_no_blocks_are_counted_in_an_empty_matrix():
+    assert count_blocks(np.zeros((2, 0), np.int64), (4, 4), (8, 8)) == 0
+
+
+def test_a_sparse_layer_runs_sparse(context):
+    weight = block_sparse((3072, 768), (16, 16), 0.1)
+    choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
+    assert choice.weight is weight
+    assert choice.template == "block_sparse_outputs"
+    assert choice.seconds < choice.dense_seconds / 4
+    assert "10 % of the 16x16 blocks are live" in choice.reason
+    seconds = [cost for _, cost in choice.considered]
+    assert seconds == sorted(seconds)
+    assert {"dense", "block-sparse 16x16", "block-sparse 32x16"} <= {
+        n for n, _ in choice.considered
+    }
+
+
+def test_a_nearly_full_layer_stays_dense_and_says_at_what_density_it_would_not(context):
+    weight = block_sparse((768, 768), (4, 4), 0.97)
+    choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
+    assert choice.template == "dense"
+    np.testing.assert_array_equal(choice.weight, weight.to_dense())
+    assert choice.reason.startswith("stays dense: 97 % of the 4x4 blocks are live, break-even is")
+    limit = int(choice.reason.split()[-2])
+    sparser = block_sparse((768, 768), (4, 4), limit / 100 - 0.05)
+    assert plan(LinearOp("layer", sparser), 128, FLOAT, context).template != "dense"
+
+
+def test_flat_blocks_are_split_or_merged_when_that_is_faster(context):
+    weight = block_sparse((3072, 768), (128, 16), 0.1)
+    choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
+    assert isinstance(choice.weight, BlockSparseMatrix)
+    assert choice.weight.block != weight.block
+    np.testing.assert_array_equal(choice.weight.to_dense(), weight.to_dense())
+    assert "runs block-sparse in" in choice.reason
+
+
+def test_a_factorized_layer_runs_factorized(context):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((1, 96, 384)) * (rng.random((96, 384)) < 0.1)
+    weight = KroneckerSum(a.astype(np.float32), np.ones((1, 8, 8), np.float32))
+    choice = plan(LinearOp("layer", weight, ("bias", "gelu")), None, FLOAT, context)
+    assert choice.weight is weight
+    assert choice.template == "kronecker"
+    assert "factorized, rank 1" in choice.reason
+    assert {"dense", "block-sparse 8x8"} <= {name for name, _ in choice.considered}
+
+
+def test_a_high_rank_is_merged(context):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((16, 96, 384)) * (rng.random((96, 384)) < 0.1)
+    weight = KroneckerSum(a.astype(np.float32), np.ones((16, 8, 8), np.float32))
+    choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
+    assert isinstance(choice.weight, BlockSparseMatrix)
+
+
+def test_a_dense_layer_stays_dense(context):
+    weight = np.ones((64, 32), np.float32)
+    choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
+    assert choice.weight is weight
+    assert choice.reason == "stays dense: its weight has no zero blocks"
+    assert choice.seconds == choice.dense_seconds
+
+
+def test_a_dtype_without_a_kernel_is_refused(context):
+    op = LinearOp("layer 7", np.ones((64, 32), np.float16))
+    with pytest.raises(TargetError, match="layer 7: target cpu has no kernel for float16"):
+        plan(op, 128, np.dtype(np.float16), context)
+
+
+def test_more_rows_never_cost_less(context):
+    weight = block_sparse((768, 768), (8, 8), 0.2)
+    costs = [plan(LinearOp("layer", weight), m, FLOAT, context).seconds for m in (1, 16, 128, 1024)]
+    assert costs == sorted(costs)
+    typical = plan(LinearOp("layer", weight), None, FLOAT, replace(context, typical_rows=1024))
+    assert typical.seconds == pytest.approx(costs[-1], rel=0.2)
