@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from bscompile.errors import ModelError
+from bscompile.passes.graph import bits_of
 
 
 def tensor_nbytes(tensor: onnx.TensorProto) -> int:
@@ -26,7 +27,7 @@ def tensor_nbytes(tensor: onnx.TensorProto) -> int:
     if any(d < 0 for d in tensor.dims):
         raise ModelError(f"tensor {tensor.name!r}: negative dimension in {list(tensor.dims)}")
     try:
-        bits = ir.DataType(tensor.data_type).bitwidth
+        bits = bits_of(ir.DataType(tensor.data_type))
     except (TypeError, ValueError):
         raise ModelError(f"tensor {tensor.name!r}: unknown data type {tensor.data_type}") from None
     return int(math.prod(tensor.dims) * bits + 7) // 8

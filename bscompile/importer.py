@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from bscompile.dialect import DOMAIN
 from bscompile.errors import ModelError
 from bscompile.external_data import map_external, tensor_nbytes
+from bscompile.passes.graph import bits_of, nbytes_of
 
 OLDEST_OPSET = 13
 # Bodies of our functions use Gelu, and a model may not mix versions of an operator.
@@ -248,7 +250,7 @@ def _read_tensor(tensor: onnx.TensorProto, base: Path | None) -> ir.TensorProtoc
     if dtype == ir.DataType.STRING:
         raise ModelError(f"tensor {tensor.name!r}: strings cannot be external data")
     data = map_external(tensor, base)
-    if dtype.bitwidth < 8:
+    if bits_of(dtype) < 8:
         packed = onnx.TensorProto()
         packed.CopyFrom(tensor)
         _make_inline(packed, data)
@@ -270,7 +272,7 @@ def _check_inline(tensor: onnx.TensorProto, nbytes: int) -> None:
             for kind in ("float", "int32", "string", "int64", "double", "uint64")
         ]
         wanted = math.prod(tensor.dims)
-        if dtype.bitwidth < 8:
+        if bits_of(dtype) < 8:
             wanted = nbytes
         elif dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
             wanted *= 2
@@ -466,7 +468,7 @@ def _reads(node: onnx.NodeProto) -> set[str]:
 def _declare(skeleton: onnx.ModelProto, tensors: Tensors) -> onnx.ModelProto:
     """Small tensors become initializers again, large ones inputs with a type and no data."""
     for name, tensor in tensors.items():
-        if tensor.nbytes <= _SKELETON_TENSOR_BYTES:
+        if nbytes_of(tensor) <= _SKELETON_TENSOR_BYTES:
             small = ir.serde.serialize_tensor(tensor)
             small.name = name
             skeleton.graph.initializer.append(small)
@@ -497,6 +499,11 @@ def _normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
                 f"{_one_line(error)}",
                 hint=f"export with opset_version={LOWEST_OPSET_AFTER_IMPORT}",
             ) from None
+    return _infer_shapes(skeleton)
+
+
+def _infer_shapes(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """Shapes of all values; an operator whose inputs do not fit is an error."""
     # Exporters write approximate shapes of intermediate values; onnx's own are exact.
     del skeleton.graph.value_info[:]
     try:
@@ -504,7 +511,16 @@ def _normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
             skeleton, check_type=True, strict_mode=True, data_prop=True
         )
     except Exception as error:
-        raise ModelError(f"shapes or types do not fit: {_one_line(error)}") from None
+        text = _one_line(error)
+    # onnx infers some operators by expanding them, which fails on sound models as well.
+    culprit = re.search(r"\(op_type:(\w+)", text)
+    if culprit and _is_expanded(culprit[1]):
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    raise ModelError(f"shapes or types do not fit: {text}")
+
+
+def _is_expanded(op_type: str) -> bool:
+    return onnx.defs.has(op_type) and bool(onnx.defs.get_schema(op_type).has_function)
 
 
 def _one_line(error: Exception) -> str:
@@ -540,9 +556,13 @@ def _attach(skeleton: onnx.ModelProto, tensors: Tensors, inputs: list[str]) -> i
 
 
 def _check_size(value: ir.Value) -> None:
-    shape = value.shape
-    if shape is None or value.dtype is None:
+    """Refuse impossible sizes; exporters write -1 where they mean «any»."""
+    shape, dtype = value.shape, value.dtype
+    if shape is None or dtype is None:
         return
+    if any(isinstance(d, int) and d < 0 for d in shape):
+        shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in shape])
+        value.shape = shape
     size = math.prod(d for d in shape if isinstance(d, int))
-    if size * max(value.dtype.bitwidth, 8) // 8 > _LARGEST_VALUE_BYTES or size < 0:
+    if size * bits_of(dtype) // 8 > _LARGEST_VALUE_BYTES:
         raise ModelError(f"value {value.name!r}: shape {shape} is larger than any machine's memory")

@@ -21,7 +21,7 @@ from onnxscript.optimizer import FOLDED_FROM_KEY
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from bscompile.passes.base import GraphPass
-from bscompile.passes.graph import is_op
+from bscompile.passes.graph import bits_of, is_op, nbytes_of
 
 _LARGEST_RESULT = 2**28  # bytes
 _SMALL = 2**20
@@ -37,11 +37,7 @@ class FoldConstants(GraphPass):
 
     def rewrite(self, model: ir.Model) -> bool:
         """Fold until nothing changes, then lift what constants are left."""
-        weights = sum(
-            v.const_value.nbytes
-            for v in model.graph.initializers.values()
-            if v.const_value is not None
-        )
+        weights = sum(nbytes_of(v.const_value) for v in model.graph.initializers.values())
         self._budget = max(_LEAST_BUDGET, 4 * weights)
         before = len(model.graph)
         fold = FoldConstantsPass(
@@ -66,9 +62,7 @@ class FoldConstants(GraphPass):
         if is_op(node, *_SLOW):
             return False
         size = _result_bytes(node)
-        read = sum(
-            v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None
-        )
+        read = sum(nbytes_of(v.const_value) for v in node.inputs if v is not None)
         if size is None:  # shape inference could not tell; small inputs give small results
             return read <= _SMALL and not is_op(node, *_BLOW_UP)
         if is_op(node, *_BLOW_UP) and size > max(_SMALL, 2 * read):
@@ -86,5 +80,5 @@ def _result_bytes(node: ir.Node) -> int | None:
     for value in node.outputs:
         if value.shape is None or not value.shape.is_static() or value.dtype is None:
             return None
-        total += math.prod(value.shape.numpy()) * max(value.dtype.bitwidth, 8) // 8
+        total += math.prod(value.shape.numpy()) * max(bits_of(value.dtype), 8) // 8
     return total

@@ -72,6 +72,16 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
 
 
+def bits_of(dtype: ir.DataType) -> int:
+    """Bits of one element; strings count as a byte at least."""
+    return 8 if dtype == ir.DataType.STRING else int(dtype.bitwidth)
+
+
+def nbytes_of(tensor: ir.TensorProtocol | None) -> int:
+    """Bytes of a tensor, 0 for none."""
+    return 0 if tensor is None else (tensor.size * bits_of(tensor.dtype) + 7) // 8
+
+
 def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register a constant under a name not yet taken among the initializers."""
     wanted, count = name, 1

@@ -32,6 +32,7 @@ class WidenFloat16(GraphPass):
         borders = [v for v in (*graph.inputs, *graph.outputs) if v.dtype in _HALF]
         weights = [v for g in model.graphs() for v in g.initializers.values() if v.dtype in _HALF]
         values = [v for n in graph.all_nodes() for v in n.outputs if v.dtype in _HALF]
+        values += [v for g in graph.subgraphs() for v in g.inputs if v.dtype in _HALF]
         if not borders and not weights and not values:
             return False
         contract = {id(v): v.dtype for v in borders}

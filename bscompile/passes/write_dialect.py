@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from bscompile.dialect import attach_functions
 from bscompile.errors import StorageError
 from bscompile.passes.base import GraphPass
+from bscompile.passes.graph import nbytes_of
 from bscompile.passes.widen_float16 import mark_storage
 
 _INLINE_BYTES = 2**30  # larger models get their weights in a file of their own
@@ -65,7 +66,7 @@ def save_copy(model: ir.Model, path: Path) -> None:
     copy = model.clone()
     attach_functions(copy)
     common.NameFixPass()(copy)  # passes may leave a value unnamed
-    nbytes = sum(v.const_value.nbytes for v in copy.graph.initializers.values() if v.const_value)
+    nbytes = sum(nbytes_of(value.const_value) for value in copy.graph.initializers.values())
     data = f"{path.name}.data" if nbytes > _INLINE_BYTES else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

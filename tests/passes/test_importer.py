@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bscompile.errors import ModelError
 from bscompile.importer import FIXED_INPUTS_KEY, load_model
-from tests.passes.helpers import check_equal, dense, model_from, op_types
+from tests.passes.helpers import check_equal, dense, model_from, op_types, run_ort
 
 TEXT = """g (float[N, 8] x) => (float[N, 600] y) {
     h = MatMul(x, w)
@@ -169,6 +169,29 @@ def test_half_precision_and_int4_weights_come_in(tmp_path):
     for source in (packed, path):
         got = load_model(source).graph.initializers["q"].const_value.numpy()
         assert got.astype(int).tolist() == [1, -2, 7]
+
+
+def test_strings_come_in():
+    text = "g (string[N] a) => (string[N] y) { y = StringConcat(a, b) }"
+    proto = model_from(text)
+    proto.graph.initializer.append(helper.make_tensor("b", TensorProto.STRING, [1], [b"!"]))
+    feeds = {"a": np.array(["x", "y"], dtype=object)}
+    (got,) = run_ort(load_model(proto), feeds)
+    assert got.tolist() == ["x!", "y!"]
+
+
+def test_a_dimension_of_minus_one_means_any():
+    proto = model_from("g (float[N, 8] x) => (float[N, 600] y) { y = MatMul(x, w) }", WEIGHTS)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    shape = load_model(proto).graph.inputs[0].shape
+    assert not isinstance(shape[0], int)
+    assert shape[1] == 8
+
+
+def test_an_operator_that_onnx_cannot_infer_comes_in():
+    text = "g (float[2, 3, 4, 4] x) => (float[2, 3, 4, 4] y) { y = MeanVarianceNormalization(x) }"
+    proto = model_from(text)
+    check_equal(proto, load_model(proto), {"x": dense(2, 3, 4, 4)})
 
 
 # ---------------------------------------------------------------- files that are none

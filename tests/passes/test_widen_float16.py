@@ -85,3 +85,13 @@ def test_a_float32_model_is_left_alone():
     model = load_model(model_from(TEXT.replace("float16", "float"), {"w": dense(8, 12)}))
     assert not step(model).modified
     assert not step.applied
+
+
+def test_the_body_of_a_loop_is_widened_too():
+    text = """g (float16[4, 3] x) => (float16[3] y) {
+        y, trace = Scan<num_scan_inputs: int = 1, body = b (float16[3] s, float16[3] r)
+            => (float16[3] t, float16[3] u) { t = Add(s, r)  u = Neg(t) }>(zero, x)
+    }"""
+    weights = {"zero": np.zeros(3, np.float16)}
+    feeds = {"x": dense(4, 3).astype(np.float16)}
+    rewritten(model_from(text, weights), WidenFloat16(), feeds=feeds)
