@@ -59,8 +59,22 @@ def feature_axis(node: ir.Node) -> int:
     return -3 if node.op_type.endswith("Conv") else -1
 
 
-def group_of(graph: ir.Graph, start: ir.Value, axis: int, size: int) -> FeatureGroup:
-    """The group of one value whose feature axis is known."""
+def group_of(
+    graph: ir.Graph,
+    start: ir.Value,
+    axis: int,
+    size: int,
+    ignoring: ir.Node | None = None,
+) -> FeatureGroup:
+    """The group of one value whose feature axis is known.
+
+    Args:
+        graph: Where the value lives.
+        start: The value.
+        axis: Its feature axis from the end.
+        size: Its number of features.
+        ignoring: A node that is no blocker, because the caller will remove it.
+    """
     ties: nx.Graph[ir.Value] = nx.Graph()
     ties.add_node(start)
     blockers: dict[str, None] = {}
@@ -77,8 +91,8 @@ def group_of(graph: ir.Graph, start: ir.Value, axis: int, size: int) -> FeatureG
         else:
             touching.add(producer)
         for node in touching:
-            if node in nodes and not is_dialect(node):  # a layer has two sides to come from
-                continue
+            if node is ignoring or (node in nodes and not is_dialect(node)):
+                continue  # a layer may be met again, it has two sides
             reached = _tied_by(graph, node, value, axis, size)
             if isinstance(reached, str):
                 blockers[reached] = None
@@ -98,6 +112,8 @@ def group_of(graph: ir.Graph, start: ir.Value, axis: int, size: int) -> FeatureG
             continue
         if node.outputs[0] in values:
             group.producers.append(node)
+            if _computed_bias(node):
+                group.blockers.append(f"the bias of {node.name} is computed")
         if node.inputs[0] in values:
             group.consumers.append(node)
     return group
@@ -147,6 +163,12 @@ def _tied_by_layer(node: ir.Node, value: ir.Value, axis: int) -> list[ir.Value] 
     if value is node.outputs[0] or value in residuals:
         tied += [node.outputs[0], *residuals]
     return [v for v in tied if v is not None]
+
+
+def _computed_bias(node: ir.Node) -> bool:
+    steps = [s for s in node.attributes["epilogue"].as_string().split(",") if s in TENSOR_STEPS]
+    tensors = zip(steps, tensor_inputs(node), strict=True)
+    return any(step == "bias" and constant(tensor) is None for step, tensor in tensors)
 
 
 def along_features(array: Array, axis: int, size: int) -> bool:

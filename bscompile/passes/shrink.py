@@ -21,7 +21,6 @@ loses its last feature.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -30,24 +29,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bscompile.dialect import (
-    FOUND_KEY,
-    LinearOp,
-    Weight,
     dense_weight,
     is_dialect,
-    make_node,
-    tensor_inputs,
 )
 from bscompile.passes.base import GraphPass
 from bscompile.passes.feature_constants import Known, known_features
 from bscompile.passes.feature_groups import (
     FeatureGroup,
-    along_features,
     feature_axis,
     group_of,
-    take_features,
 )
-from bscompile.passes.graph import add_initializer, constant, replace
+from bscompile.passes.select_features import select_features
 from bscompile.passes.shrink_plan import (
     GroupLayer,
     Index,
@@ -114,47 +106,12 @@ class Shrink(GraphPass):
                 self.refused_for(name, text)
             return False
         keep, weights = plan
-        self._apply(graph, group, layers, known, keep, weights)
+        gone = np.setdiff1d(np.arange(group.size), keep)
+        shifts = [_shift(layer, known, gone) for layer in layers]
+        select_features(graph, group, layers, keep, weights, shifts)
         names = ", ".join(layer.op.name for layer in layers)
         self.applied_to(name, f"{group.size} features become {len(keep)} in {names}")
         return True
-
-    def _apply(
-        self,
-        graph: ir.Graph,
-        group: FeatureGroup,
-        layers: list[GroupLayer],
-        known: dict[ir.Value, Known],
-        keep: Index,
-        weights: list[Weight],
-    ) -> None:
-        for value in group.values:
-            assert value.shape is not None
-            dims = list(value.shape)
-            dims[group.axis] = len(keep)
-            value.shape = ir.Shape(dims)
-        for node in group.between:
-            for place, operand in enumerate(node.inputs):
-                array = constant(operand)
-                if array is not None and along_features(array, group.axis, group.size):
-                    kept = take_features(array, group.axis, keep)
-                    name = f"{node.name or node.op_type}.{place}"
-                    node.replace_input_with(place, add_initializer(graph, name, kept))
-        gone = np.setdiff1d(np.arange(group.size), keep)
-        # Asked before any layer is replaced: then x is another value.
-        shifts = [_shift(layer, known, gone) for layer in layers]
-        for layer, weight, shift in zip(layers, weights, shifts, strict=True):
-            steps, tensors = list(layer.op.epilogue), list(tensor_inputs(layer.node))
-            x = layer.node.inputs[0]
-            assert x is not None
-            if shift.any():
-                _add_bias(graph, layer.op.name, shift, steps, tensors)
-            if layer.makes:
-                _take_bias(graph, layer.op.name, keep, steps, tensors)
-            op = LinearOp(layer.op.name, weight, tuple(steps), layer.op.conv)
-            made = make_node(op, graph, x, tuple(tensors), layer.node.outputs[0])
-            _keep_found(layer.node, made, weight)
-            replace(graph, [layer.node], [made])
 
 
 def _ends(node: ir.Node) -> list[tuple[ir.Value, int]]:
@@ -175,35 +132,3 @@ def _shift(layer: GroupLayer, known: dict[ir.Value, Known], gone: Index) -> Arra
     taps = dense_weight(layer.op.weight).reshape(out, -1, layer.taps)[:, gone]
     constants = np.where(known[x].mask[gone], known[x].values[gone], 0.0)
     return np.asarray(taps.sum(axis=2, dtype=np.float64) @ constants)
-
-
-def _add_bias(
-    graph: ir.Graph, name: str, shift: Array, steps: list[str], tensors: list[ir.Value]
-) -> None:
-    if steps and steps[0] == "bias":
-        old = constant(tensors[0])
-        assert old is not None
-        tensors[0] = add_initializer(graph, f"{name}.bias", (old + shift).astype(old.dtype))
-    else:
-        steps.insert(0, "bias")
-        tensors.insert(0, add_initializer(graph, f"{name}.bias", shift.astype(np.float32)))
-
-
-def _take_bias(
-    graph: ir.Graph, name: str, keep: Index, steps: list[str], tensors: list[ir.Value]
-) -> None:
-    with_tensor = [step for step in steps if step in ("bias", "residual")]
-    for place, step in enumerate(with_tensor):
-        if step == "bias":
-            old = constant(tensors[place])
-            assert old is not None
-            tensors[place] = add_initializer(graph, f"{name}.bias", old[keep])
-
-
-def _keep_found(old: ir.Node, new: ir.Node, weight: Weight) -> None:
-    """What was recognised still holds, at the new density."""
-    found = json.loads(old.metadata_props.get(FOUND_KEY, "{}"))
-    if found:
-        if not isinstance(weight, np.ndarray):
-            found["density"] = round(weight.density, 6)
-        new.metadata_props[FOUND_KEY] = json.dumps(found)

@@ -1,0 +1,94 @@
+"""Rewrite a whole group of values so that it holds other features, or in another order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bscompile.dialect import FOUND_KEY, TENSOR_STEPS, LinearOp, Weight, make_node, tensor_inputs
+from bscompile.passes.feature_groups import FeatureGroup, along_features, take_features
+from bscompile.passes.graph import add_initializer, constant, replace
+from bscompile.passes.shrink_plan import GroupLayer, Index
+
+Array = npt.NDArray[Any]
+
+
+def select_features(
+    graph: ir.Graph,
+    group: FeatureGroup,
+    layers: Sequence[GroupLayer],
+    features: Index,
+    weights: Sequence[Weight],
+    shifts: Sequence[Array] | None = None,
+) -> None:
+    """Make feature j of every value of a closed group what feature ``features[j]`` was.
+
+    Args:
+        graph: The graph of the group.
+        group: The values, and the nodes between layers whose constants are cut here.
+        layers: All layers at its ends.
+        features: Which of the old features to keep, in which order.
+        weights: The new weight of each layer.
+        shifts: What to add to each layer's bias, [out] before the layer itself is cut.
+    """
+    for value in group.values:
+        assert value.shape is not None
+        dims = list(value.shape)
+        dims[group.axis] = len(features)
+        value.shape = ir.Shape(dims)
+    for node in group.between:
+        for place, operand in enumerate(node.inputs):
+            array = constant(operand)
+            if array is not None and along_features(array, group.axis, group.size):
+                kept = take_features(array, group.axis, features)
+                name = f"{node.name or node.op_type}.{place}"
+                node.replace_input_with(place, add_initializer(graph, name, kept))
+    for place, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
+        steps, tensors = list(layer.op.epilogue), list(tensor_inputs(layer.node))
+        x = layer.node.inputs[0]
+        assert x is not None
+        if shifts is not None and shifts[place].any():
+            _add_bias(graph, layer.op.name, shifts[place], steps, tensors)
+        if layer.makes:
+            _take_bias(graph, layer.op.name, features, steps, tensors)
+        op = LinearOp(layer.op.name, weight, tuple(steps), layer.op.conv)
+        made = make_node(op, graph, x, tuple(tensors), layer.node.outputs[0])
+        _keep_found(layer.node, made, weight)
+        replace(graph, [layer.node], [made])
+
+
+def _add_bias(
+    graph: ir.Graph, name: str, shift: Array, steps: list[str], tensors: list[ir.Value]
+) -> None:
+    if steps and steps[0] == "bias":
+        old = constant(tensors[0])
+        assert old is not None
+        tensors[0] = add_initializer(graph, f"{name}.bias", (old + shift).astype(old.dtype))
+    else:
+        steps.insert(0, "bias")
+        tensors.insert(0, add_initializer(graph, f"{name}.bias", shift.astype(np.float32)))
+
+
+def _take_bias(
+    graph: ir.Graph, name: str, features: Index, steps: list[str], tensors: list[ir.Value]
+) -> None:
+    with_tensor = [step for step in steps if step in TENSOR_STEPS]
+    for place, step in enumerate(with_tensor):
+        if step == "bias":
+            old = constant(tensors[place])
+            assert old is not None
+            tensors[place] = add_initializer(graph, f"{name}.bias", old[features])
+
+
+def _keep_found(old: ir.Node, new: ir.Node, weight: Weight) -> None:
+    """What was recognised still holds, at the new density."""
+    found = json.loads(old.metadata_props.get(FOUND_KEY, "{}"))
+    if found:
+        if not isinstance(weight, np.ndarray):
+            found["density"] = round(weight.density, 6)
+        new.metadata_props[FOUND_KEY] = json.dumps(found)
