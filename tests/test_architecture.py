@@ -24,7 +24,7 @@ FLOORS = [
 ]
 #: Beside the road: what they may import of ours.
 BESIDE = {
-    "models": {"models", "formats", "errors"},
+    "models": {"models", "formats", "files", "errors"},
     "runtime": {"runtime", "artifact", "errors"},
     "artifact": {"artifact", "errors"},
 }

@@ -120,8 +120,10 @@ class BlockRigL(SparsityMethod):
         self.finished = True
 
 
-class BlockMagnitude(GradualPruning):
+class BlockPruning(GradualPruning):
     """Iterative block magnitude pruning: the cubic schedule on the norms of dense blocks."""
 
-    def __init__(self, sparsity: float, block: int | Block, exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self, sparsity: float, block: int | Block = 8, exclude: Sequence[str] = ()
+    ) -> None:
         super().__init__(sparsity, block, exclude)

@@ -7,16 +7,16 @@ renamed, so that an interrupted write leaves the last good checkpoint.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bscompile.errors import StorageError, UsageError
+from bscompile.files import write_atomically
 
 if TYPE_CHECKING:
     from bscompile.models.train import Trainer
@@ -53,14 +53,9 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
         "finished": str(int(trainer.method.finished)),
         "result": json.dumps(result),
     }
-    staging = path.with_name(path.name + ".part")
-    try:
-        # Clones, since layers may share tensors, which safetensors refuses.
-        save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, staging, header)
-        os.replace(staging, path)
-    except (OSError, SafetensorError) as error:
-        staging.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot write the checkpoint: {error}") from error
+    # Clones, since layers may share tensors, which safetensors refuses.
+    copies = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+    write_atomically(path, save(copies, header))
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> None:

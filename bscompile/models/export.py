@@ -14,20 +14,20 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from bscompile.errors import StorageError, UsageError
+from bscompile.errors import UsageError
+from bscompile.files import write_atomically
 from bscompile.models.convert import merge, replace_modules
 from bscompile.models.layers import BlockSparseLinear, block_sparse_layers
 
@@ -94,7 +94,7 @@ def export_onnx(
     spelled = _spell(model, form).eval()
     proto = _trace(spelled, inputs, dynamic_batch)
     onnx.helper.set_model_props(proto, hints)
-    _write(proto, path)
+    write_atomically(path, proto.SerializeToString())
     return path
 
 
@@ -153,13 +153,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _write(proto: Any, path: Path) -> None:
-    staging = path.with_name(path.name + ".part")
-    try:
-        staging.write_bytes(proto.SerializeToString())
-        os.replace(staging, path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -68,8 +68,10 @@ def kronecker_linear(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Fo
         raise UsageError(f"block-sparse layer: wanted input [..., {inner}], got {list(x.shape)}")
     if form not in FORMS:
         raise UsageError(f"form: wanted one of {', '.join(FORMS)}, got {form!r}")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        # Cast here, so that backward, which runs without autocast, sees the same dtypes.
+        dtype = torch.get_autocast_dtype(kind)
         x, coefficients, patterns = (t.to(dtype) for t in (x, coefficients, patterns))
     rows = x.reshape(-1, inner)
     y: Tensor = _KroneckerProduct.apply(rows, coefficients, patterns, form)  # type: ignore[no-untyped-call]
@@ -82,9 +84,7 @@ class _KroneckerProduct(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Form) -> Tensor:
         contract = {"b_first": _b_first, "a_first": _a_first, "built": _built}[form]
-        # Autocast is settled by the caller, so that backward sees the same dtypes.
-        with torch.autocast(x.device.type, enabled=False):
-            return contract(x.T.contiguous(), coefficients, patterns).T.contiguous()
+        return contract(x.T.contiguous(), coefficients, patterns).T.contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

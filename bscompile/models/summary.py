@@ -125,7 +125,7 @@ def _factorized(name: str, layer: KroneckerWeight) -> LayerCost:
         factor_parameters(layer.shape, layer.block, layer.rank),
         2 * macs_per_row(layer.shape, layer.block, layer.rank)[layer.form],
         2 * out * inner,
-        layer.sparsity,
+        0.0 if layer.mask.is_meta else layer.sparsity,
     )
 
 

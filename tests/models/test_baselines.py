@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bscompile.models import GradualPruning, TrainConfig, Trainer, factorize, load, train
-from bscompile.models.baselines import BlockMagnitude, BlockRigL, ElasticGroupLasso, GroupLasso
+from bscompile.models.baselines import BlockPruning, BlockRigL, ElasticGroupLasso, GroupLasso
 from bscompile.models.blocks import block_norms, live_blocks
 from bscompile.models.distill import distillation_loss
 from tests.tolerance import assert_close
@@ -15,7 +15,7 @@ def mlp(seed=0):
     return nn.Sequential(*layers, nn.Linear(64, 10))
 
 
-@pytest.mark.parametrize("method", [GroupLasso, ElasticGroupLasso, BlockRigL, BlockMagnitude])
+@pytest.mark.parametrize("method", [GroupLasso, ElasticGroupLasso, BlockRigL, BlockPruning])
 def test_every_baseline_ends_with_exactly_the_zero_blocks_asked_for(method):
     model = mlp()
     result = train(model, load("digits"), method(0.75, (8, 4), ["4"]), TrainConfig(10, 5))

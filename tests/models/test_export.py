@@ -90,5 +90,5 @@ def test_metadata_is_a_hint(model, tmp_path):
 def test_bad_form_and_unwritable_path(model, tmp_path):
     with pytest.raises(UsageError, match="form: wanted 'factorized' or 'merged', got 'dense'"):
         export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 16), "dense")
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match="cannot be written"):
         export_onnx(model, tmp_path / "no" / "m.onnx", torch.randn(2, 16))
