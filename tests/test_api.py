@@ -50,7 +50,7 @@ def test_a_missing_runtime_says_what_to_install(tmp_path):
         check=False,
     )
     assert done.returncode == 5
-    expected = "bscompile: the TVM runtime is not installed (pip install apache-tvm-ffi)\n"
+    expected = "bscompile: tvm_ffi is not installed (pip install apache-tvm-ffi)\n"
     assert done.stderr == expected
 
 

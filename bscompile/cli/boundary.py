@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def guarded(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(arguments: Sequence[str] | None) -> int:
+    # What libraries log is not addressed to our users; we say ourselves what matters to them.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         # Not app.main(): it would handle interrupts and closed pipes in its own way.
         given = sys.argv[1:] if arguments is None else list(arguments)
