@@ -68,6 +68,7 @@ def build_kernel(machine, name, op, m, config=None):
     ``m`` is the number of rows, or None for a kernel that takes any.
     """
     import tvm
+    import tvm_ffi
 
     template = machine.template(name)
     problem = problem_of(op, m, np.dtype(np.float32))
@@ -77,9 +78,21 @@ def build_kernel(machine, name, op, m, config=None):
     operands = [tvm.runtime.tensor(np.ascontiguousarray(array)) for _, array in kernel.operands]
 
     def run(x, tensors=()):
-        y = tvm.runtime.tensor(np.full((len(x), op.shape[0]), np.nan, np.float32))
-        held = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (x, *tensors)]
-        compiled(held[0], *operands, *held[1:], y)
-        return y.numpy()
+        # Views that begin four bytes past an aligned address: no kernel may assume more.
+        x, *tensors = [unaligned(a) for a in (x, *tensors)]
+        y = unaligned(np.full((len(x), op.shape[0]), np.nan, np.float32))
+        held = [tvm_ffi.from_dlpack(a) for a in (x, *tensors, y)]
+        compiled(held[0], *operands, *held[1:])
+        return y
 
     return run
+
+
+def unaligned(array):
+    """A float32 copy whose data begins at an address that only floats may begin at."""
+    room = np.empty(array.size + 32, np.float32)
+    start = (4 - room.ctypes.data) % 64 // 4
+    view = room[start : start + array.size].reshape(array.shape)
+    view[...] = array
+    assert view.ctypes.data % 64 == 4
+    return view
