@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from bscompile.errors import BscompileError
+from bscompile.passes.absorb_permutation import AbsorbPermutation
 from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.choose_form import ChooseForm, Planner
 from bscompile.passes.fold_constants import FoldConstants
@@ -35,6 +36,9 @@ def pipeline(plan: Planner) -> list[GraphPass]:
         # Before the next, which would take each MatMul of a factorized layer for a layer.
         RecogniseFactorized(),
         RecogniseLinear(),
+        # Before looking for factors: blocks may show only in another order of the channels.
+        AbsorbPermutation(),
+        # Before shrinking: factors are found in whole weights, and lose whole blocks.
         RecoverFactors(),
         # Before the choice: the epilogue is part of the problem that a kernel is chosen for.
         FuseEpilogues(),
