@@ -484,6 +484,8 @@ def _normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     """Check, inline local functions, raise the opset, infer shapes."""
     opset = next(o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx"))
     try:
+        if not all(v.type.tensor_type.HasField("shape") for v in skeleton.graph.output):
+            skeleton = onnx.shape_inference.infer_shapes(skeleton)  # the checker wants them
         onnx.checker.check_model(skeleton)
         if len(skeleton.functions):
             ours = [(f.domain, f.name) for f in skeleton.functions if f.domain == DOMAIN]

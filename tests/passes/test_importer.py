@@ -188,6 +188,12 @@ def test_a_dimension_of_minus_one_means_any():
     assert shape[1] == 8
 
 
+def test_an_output_without_a_shape_gets_one():
+    proto = sound()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    assert str(load_model(proto).graph.outputs[0].shape) == "[N,600]"
+
+
 def test_an_operator_that_onnx_cannot_infer_comes_in():
     text = "g (float[2, 3, 4, 4] x) => (float[2, 3, 4, 4] y) { y = MeanVarianceNormalization(x) }"
     proto = model_from(text)
