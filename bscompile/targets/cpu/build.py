@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bscompile.errors import TargetError
+from bscompile.errors import ModelError, TargetError
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec, TargetContext
@@ -46,17 +46,28 @@ def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
 
 
 def compile_module(module: Any, context: TargetContext) -> Any:
-    """Run the whole pass order and the code generator; a tvm.relax.VMExecutable."""
+    """Run the whole pass order and the code generator; a tvm.relax.VMExecutable.
+
+    Raises:
+        ModelError: TVM cannot generate code for an operation of the model.
+    """
     import tvm
 
     from bscompile.targets.cpu.hardware import llvm_target
     from bscompile.targets.cpu.pipeline import PASS_CONFIG, passes
 
     target = llvm_target(context.hardware)
-    with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-        for step in passes(context.hardware):
-            module = step(module)
-        return tvm.relax.build(module, target, relax_pipeline=None)
+    try:
+        with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+            for step in passes(context.hardware):
+                module = step(module)
+            return tvm.relax.build(module, target, relax_pipeline=None)
+    except Exception as error:  # TVM's errors have no common base
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(
+            f"no code for {context.target.name} can be generated from this model: "
+            f"{lines[0] if lines else type(error).__name__}"
+        ) from error
 
 
 def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:

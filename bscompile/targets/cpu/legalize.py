@@ -49,9 +49,49 @@ def _silu(x: te.Tensor) -> te.Tensor:
     return topi.multiply(x, _sigmoid(x))
 
 
+def _extreme(name: str, pick: Callable[[Any, Any], Any], worst: float) -> Legalizer:
+    """ReduceMax or ReduceMin that starts from an infinity.
+
+    TVM starts from the largest finite number, which a row that is -inf all over then becomes.
+    """
+
+    def legalize(bb: relax.BlockBuilder, call: Any) -> Any:
+        x, rank = call.args[0], len(call.args[0].ty.shape.values)
+        if not str(x.ty.dtype).startswith("float"):
+            return call
+        given = call.attrs.axis
+        axes = range(rank) if given is None else sorted(int(axis) % rank for axis in given)
+        return bb.call_te(
+            _reduce, x, tuple(axes), bool(call.attrs.keepdims), pick, worst,
+            primfunc_name_hint=name,
+        )  # fmt: skip
+
+    return legalize
+
+
+def _reduce(
+    x: te.Tensor, axes: tuple[int, ...], keep: bool, pick: Callable[[Any, Any], Any], worst: float
+) -> te.Tensor:
+    over = {axis: te.reduce_axis((0, x.shape[axis]), f"r{axis}") for axis in axes}
+    sizes = [1 if axis in over else size for axis, size in enumerate(x.shape)]
+    reducer = te.comm_reducer(pick, lambda dtype: tirx.const(worst, dtype), name="extreme")
+
+    def element(*at: Any) -> Any:
+        kept = iter(at if not keep else [i for axis, i in enumerate(at) if axis not in over])
+        return reducer(
+            x(*(over[axis] if axis in over else next(kept) for axis in range(len(x.shape)))),
+            axis=list(over.values()),
+        )
+
+    shape = sizes if keep else [size for axis, size in enumerate(sizes) if axis not in over]
+    return te.compute(shape, element, name="extreme")
+
+
 FAST_MATH: dict[str, Legalizer] = {
     "relax.erf": _unary("erf", topi.fast_erf),
     "relax.exp": _unary("exp", topi.fast_exp),
+    "relax.max": _extreme("max", tirx.max, -math.inf),
+    "relax.min": _extreme("min", tirx.min, math.inf),
     "relax.nn.gelu": _unary("gelu", _gelu),
     "relax.nn.gelu_tanh": _unary("gelu_tanh", _gelu_tanh),
     "relax.nn.silu": _unary("silu", _silu),

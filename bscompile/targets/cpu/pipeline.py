@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
+from bscompile.targets.cpu.fuse_attention import FuseAttention
+from bscompile.targets.cpu.fuse_rows import FuseRows
 from bscompile.targets.cpu.legalize import FAST_MATH
 from bscompile.targets.cpu.schedules import Schedule
 
@@ -24,6 +26,9 @@ def passes(hardware: HardwareSpec) -> list[Any]:
         # What remains of the graph becomes loops.
         _T.DecomposeOpsForInference(),
         _T.CanonicalizeBindings(),
+        FuseAttention(hardware),
+        FuseRows(hardware),
+        _T.DeadCodeElimination(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         _T.LegalizeOps(FAST_MATH),

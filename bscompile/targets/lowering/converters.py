@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from bscompile.dialect import DOMAIN
-from bscompile.targets.lowering import linear, shape_converters
+from bscompile.targets.lowering import linear, number_converters, shape_converters
 
 if TYPE_CHECKING:
     from bscompile.targets.lowering.importer import NodeView
@@ -35,8 +35,14 @@ _NOT_STANDARD = (
 
 OWN: dict[tuple[str, str], Converter] = {
     ("", "ConstantOfShape"): shape_converters.constant_of_shape,
+    ("", "Dropout"): number_converters.dropout,
     ("", "Expand"): shape_converters.expand,
     ("", "Gather"): shape_converters.gather,
+    ("", "IsInf"): number_converters.is_inf,
+    ("", "LayerNormalization"): number_converters.layer_normalization,
+    ("", "Mod"): number_converters.modulo,
+    ("", "Pow"): number_converters.power,
+    ("", "RMSNormalization"): number_converters.rms_normalization,
     ("", "Range"): shape_converters.range_,
     ("", "Reshape"): shape_converters.reshape,
     ("", "Slice"): shape_converters.slice_,

@@ -249,10 +249,14 @@ class Importer:
 
 def _shape_of(view: NodeView) -> tuple[Known, ...] | None:
     """The output of Shape or Size, where the input's rank is known."""
-    source = view.importer.expr(view.node.inputs[0])  # type: ignore[arg-type]
-    if source.ty.shape is None:
-        return None
-    sizes = list(source.ty.shape.values)
+    constant = view.known(0)
+    if constant is None:
+        shape = view.expr(0).ty.shape
+        if shape is None:
+            return None
+        sizes = list(shape.values)
+    else:
+        sizes = list(constant.array.shape)
     if view.node.op_type == "Size":
         total: Any = 1
         for size in sizes:

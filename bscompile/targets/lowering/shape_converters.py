@@ -141,12 +141,10 @@ def range_(view: NodeView) -> Any:
     distance = _int64(limit) - _int64(start) if step > 0 else _int64(start) - _int64(limit)
     count = simplify(tirx.floordiv(distance + (abs(step) - 1), tirx.const(abs(step), "int64")))
 
-    def compute() -> Any:
-        return te.compute(
-            (count,), lambda i: (_int64(start) + i * _int64(step)).astype(dtype), name="range"
-        )
+    def compute(first: Any, length: Any) -> Any:
+        return te.compute((length,), lambda i: (first + i * step).astype(dtype), name="range")
 
-    return view.bb.emit_te(compute)
+    return view.bb.emit_te(compute, _int64(start), count)
 
 
 def gather(view: NodeView) -> Any:
@@ -200,22 +198,30 @@ def slice_(view: NodeView) -> Any:
         first[axis] = (low, step)
         sizes[axis] = tirx.const(0, "int64") if _is_negative(count) else count
 
-    def compute(source: Any) -> Any:
-        def element(*at: Any) -> Any:
-            return source(*(_read(i, axis) for axis, i in enumerate(at)))
+    proven = {
+        axis
+        for axis, (low, _) in first.items()
+        if all(isinstance(v, tirx.IntImm) for v in (low, sizes[axis], old[axis]))
+    }
+    axes, steps = list(first), [step for _, step in first.values()]
 
-        def _read(i: Any, axis: int) -> Any:
-            if axis not in first:
+    # Sizes go in as arguments: the builder renames the symbols of what it compiles.
+    def compute(source: Any, lows: list[Any], shape: list[Any]) -> Any:
+        def read(i: Any, axis: int) -> Any:
+            if axis not in axes:
                 return i
-            low, step = first[axis]
-            at = low + i * step
-            proven = all(isinstance(v, tirx.IntImm) for v in (low, sizes[axis], old[axis]))
-            last = old[axis] - 1
-            return at if proven else tirx.max(tirx.min(at, last), tirx.const(0, "int64"))
+            which = axes.index(axis)
+            at = lows[which] + i * steps[which]
+            if axis in proven:
+                return at
+            return tirx.max(tirx.min(at, source.shape[axis] - 1), tirx.const(0, "int64"))
 
-        return te.compute(sizes, element, name="slice")
+        def element(*at: Any) -> Any:
+            return source(*(read(i, axis) for axis, i in enumerate(at)))
 
-    return view.bb.emit_te(compute, data)
+        return te.compute(shape, element, name="slice")
+
+    return view.bb.emit_te(compute, data, [low for low, _ in first.values()], sizes)
 
 
 def _is_negative(count: Any) -> bool:

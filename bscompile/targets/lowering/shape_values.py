@@ -158,6 +158,13 @@ def _divide(inputs: Sequence[Known], attributes: Attributes) -> Known | None:
     return result
 
 
+def _modulo(inputs: Sequence[Known], attributes: Attributes) -> Known | None:
+    if attributes.get("fmod", 0) or not np.issubdtype(np.dtype(inputs[0].dtype), np.integer):
+        return None
+    result: Known | None = _elementwise(lambda a, b: a % b)(inputs, attributes)
+    return result
+
+
 def _extreme(inputs: Sequence[Known], larger: bool) -> Known | None:
     def pick(a: Any, b: Any) -> Any:
         if _is_symbolic(a) or _is_symbolic(b):
@@ -250,6 +257,10 @@ def _reshape(inputs: Sequence[Known], attributes: Attributes) -> Known | None:
     return known(data.array.reshape(sizes), data.dtype)
 
 
+def _transpose(inputs: Sequence[Known], attributes: Attributes) -> Known | None:
+    return known(np.transpose(inputs[0].array, attributes.get("perm")), inputs[0].dtype)
+
+
 def _split(inputs: Sequence[Known | None], attributes: Attributes) -> tuple[Known, ...] | None:
     data, axis = inputs[0], attributes.get("axis", 0)
     assert data is not None
@@ -325,6 +336,7 @@ _RULES: dict[str, Callable[..., Known | tuple[Known, ...] | None]] = {
     "LessOrEqual": _compare(lambda a, b: a <= b, tirx.LE),
     "Max": lambda inputs, _: _extreme(inputs, larger=True),
     "Min": lambda inputs, _: _extreme(inputs, larger=False),
+    "Mod": _modulo,
     "Mul": _elementwise(lambda a, b: a * b),
     "Neg": _elementwise(lambda a: -a),
     "Not": _number_only(lambda a: not a),
@@ -336,6 +348,7 @@ _RULES: dict[str, Callable[..., Known | tuple[Known, ...] | None]] = {
     "Sqrt": _number_only(math.sqrt),
     "Squeeze": _squeeze,
     "Sub": _elementwise(lambda a, b: a - b),
+    "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }

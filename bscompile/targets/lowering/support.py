@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from bscompile.errors import ModelError
 from bscompile.targets.lowering.converters import Converter, find_converter
+from bscompile.targets.lowering.limits import limit_of
 
 
 def check_supported(model: ir.Model) -> None:
@@ -31,6 +32,11 @@ def check_supported(model: ir.Model) -> None:
         if node.op_type == "Constant" and node.domain == "":
             continue
         converter_of(node, opset)
+        limit = limit_of(node) if node.domain == "" else None
+        if limit:
+            raise ModelError(
+                f"node {_label(node)} ({node.op_type}, opset {opset}) cannot be compiled: {limit}"
+            )
 
 
 def converter_of(node: ir.Node, opset: int) -> Converter:

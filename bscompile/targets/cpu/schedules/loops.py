@@ -16,8 +16,11 @@ _REDUCTION = 2  # tirx.IterVar.CommReduce
 
 
 def start(func: Any) -> tuple[Any, list[Any]]:
-    """A schedule of one function and its blocks in order."""
+    """A schedule of one function and its blocks in order; none for code without blocks."""
     sch = s_tir.Schedule(tvm.IRModule({"main": func}), error_render_level="none")
+    body = func.body
+    if not isinstance(body, s_tir.SBlockRealize) or body.block.name_hint != "root":
+        return sch, []
     return sch, sch.get_child_blocks(sch.get_sblock("root"))
 
 

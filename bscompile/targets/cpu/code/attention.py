@@ -1,0 +1,229 @@
+"""softmax(scale · Q Kᵀ + mask) V in one function, the scores never leaving the cache.
+
+Axes: b batch, h head, s query, t key, d inner, e outer; each operand in any storage order.
+A worker takes consecutive (batch, head, tile of queries) items. Per (batch, head) it copies K
+into columns [d, t], so that scores are vectors of keys; per tile it keeps one row of scores for
+each query.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.cpu.code.tensors import (
+    Argument,
+    Size,
+    Tensor,
+    across,
+    function,
+    pieces,
+    rounded_up,
+)
+from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.emit import Buffer, Expr
+from bscompile.targets.kernels.code.vector_math import exp
+
+VECTORS = 2  # vectors of keys, or of outputs, per register tile
+
+
+def generate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    *,
+    scale: float,
+    lanes: int,
+    tasks: int,
+) -> Any:
+    """The function (q, k, v, [mask,] out).
+
+    Args:
+        q: Axes b h s d in any order.
+        k: Axes b h t d in any order.
+        v: Axes b h t e, e last.
+        mask: Axes b h s t, t last; an axis of size one is shared. None adds nothing.
+        out: Axes b h s e, e last.
+        scale: Factor of Q Kᵀ.
+        lanes: Elements of one vector.
+        tasks: Parallel tasks.
+    """
+    tensors = [t for t in (q, k, v, mask, out) if t is not None]
+
+    def body(arguments: list[Argument], size: Callable[[Size], Expr]) -> None:
+        emit.for_row_tiles(
+            size(q.size("s")),
+            (8, 2) if lanes >= 16 else (6, 2),
+            lambda rows: _Nest(arguments, size, mask is not None, scale, lanes, rows).emit(tasks),
+        )
+
+    return function("attention", tensors, body)
+
+
+class _Nest:
+    """The code for one number of rows per tile."""
+
+    def __init__(
+        self,
+        arguments: list[Argument],
+        size: Callable[[Size], Expr],
+        masked: bool,
+        scale: float,
+        lanes: int,
+        rows: int,
+    ) -> None:
+        self.q, self.k, self.v, *rest = arguments
+        self.out = rest[-1]
+        self.mask = rest[0] if masked else None
+        q, k, v = self.q.tensor, self.k.tensor, self.v.tensor
+        self.batch, self.heads, self.queries = (size(q.size(a)) for a in "bhs")
+        self.keys = size(k.size("t"))
+        self.inner, self.outer = int(q.size("d")), int(v.size("e"))
+        self.scale, self.lanes, self.rows = scale, lanes, rows
+        self.padded = rounded_up(self.keys, VECTORS * lanes)
+
+    def emit(self, tasks: int) -> None:
+        tiles = T.int64(emit.tile_count(self.queries, self.rows))
+        work = tiles * self.heads * self.batch
+
+        def task(p: Expr) -> None:
+            with emit.opaque():
+                columns = T.sblock_alloc_buffer((self.inner, self.padded), "float32")
+                scores = T.sblock_alloc_buffer((self.rows, self.padded), "float32")
+                # This first use also keeps TVM from moving the buffer into the loop, where it
+                # would not survive from one item to the next.
+                self._clear_padding(columns)
+                first, last = (T.bind(end) for end in emit.share(work, p, tasks))
+                with T.serial(first, last) as item:
+                    tile = T.bind(T.floormod(item, tiles))
+                    head = T.bind(T.floormod(T.floordiv(item, tiles), self.heads))
+                    batch = T.bind(T.floordiv(item, tiles * self.heads))
+                    with T.If(T.Or(tile == 0, item == first)), T.Then():
+                        self._pack(columns, batch, head)
+                    row = T.bind(emit.tile_start(self.queries, self.rows, tile))
+                    self._scores(columns, scores, batch, head, row)
+                    with emit.opaque():
+                        totals = emit.accumulators(1, self.rows)[0]
+                        self._softmax(scores, totals, batch, head, row)
+                        self._outputs(scores, totals, batch, head, row)
+
+        emit.parallel_tasks(tasks, task)
+
+    def _pack(self, columns: Buffer, batch: Expr, head: Expr) -> None:
+        """K -> [d, t]."""
+        with T.serial(0, T.int64(self.keys)) as t, T.serial(0, T.int64(self.inner)) as d:
+            T.buffer_store(columns, self.k.load(b=batch, h=head, t=t, d=d), [d, t])
+
+    def _clear_padding(self, columns: Buffer) -> None:
+        T.buffer_store(columns, T.float32(0), [0, 0])
+        behind = T.serial(T.int64(self.keys), T.int64(self.padded))
+        with T.serial(0, T.int64(self.inner)) as d, behind as t:
+            T.buffer_store(columns, T.float32(0), [d, t])
+
+    def _scores(self, columns: Buffer, scores: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
+        """Scores = scale · Q Kᵀ for one tile of queries."""
+        width = VECTORS * self.lanes
+        blocks = T.floordiv(T.int64(self.padded), T.int64(width))
+        with T.serial(0, blocks) as block, emit.opaque():
+            sums = emit.accumulators(self.rows, width)
+            at = [i * self.lanes for i in range(VECTORS)]
+            self._clear(sums, at)
+            with T.serial(0, T.int64(self.inner)) as d:
+                self._multiply(
+                    sums,
+                    [emit.load(columns, d, block * width + a, lanes=self.lanes) for a in at],
+                    lambda r: self.q.load(b=batch, h=head, s=row + r, d=d),
+                )
+            factor = emit.constant(self.scale, self.lanes)
+            for r, acc in enumerate(sums):
+                for a in at:
+                    value = emit.load(acc, a, lanes=self.lanes) * factor
+                    emit.store(scores, value, r, block * width + a, lanes=self.lanes)
+
+    def _softmax(self, scores: Buffer, totals: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
+        """Scores -> exp(scores + mask - max), their sums inverted in ``totals``."""
+        lanes = self.lanes
+        with T.serial(0, T.int64(self.rows)) as r:
+            if self.mask is not None:
+                self._add_mask(scores, r, batch, head, row + r)
+            with T.serial(T.int64(self.keys), T.int64(self.padded)) as t:
+                T.buffer_store(scores, T.float32(-math.inf), [r, t])
+            vectors = T.floordiv(T.int64(self.padded), T.int64(lanes))
+            with emit.opaque():
+                partial = emit.accumulators(1, lanes)[0]
+                emit.store(partial, emit.constant(-math.inf, lanes), 0, lanes=lanes)
+                with T.serial(0, vectors) as i:
+                    score = emit.load(scores, r, i * lanes, lanes=lanes)
+                    largest = T.max(emit.load(partial, 0, lanes=lanes), score)
+                    emit.store(partial, largest, 0, lanes=lanes)
+                top = across(partial, lanes, T.max)
+                emit.store(partial, emit.constant(0.0, lanes), 0, lanes=lanes)
+                with T.serial(0, vectors) as i:
+                    score = emit.load(scores, r, i * lanes, lanes=lanes)
+                    power = exp(score - emit.splat(top, lanes), lanes)
+                    emit.store(scores, power, r, i * lanes, lanes=lanes)
+                    total = emit.load(partial, 0, lanes=lanes) + power
+                    emit.store(partial, total, 0, lanes=lanes)
+                whole = across(partial, lanes, lambda a, b: a + b)
+                T.buffer_store(totals, T.float32(1) / whole, [r])
+
+    def _add_mask(self, scores: Buffer, r: Expr, batch: Expr, head: Expr, s: Expr) -> None:
+        assert self.mask is not None
+        where = {"b": batch, "h": head, "s": s}
+        if self.mask.tensor.size("t") == 1:
+            with T.serial(0, T.int64(self.keys)) as t:
+                T.buffer_store(scores, scores[r, t] + self.mask.load(t=0, **where), [r, t])
+            return
+        whole = T.floordiv(T.int64(self.keys), T.int64(self.lanes))
+        with T.serial(0, whole) as i:
+            t = i * self.lanes
+            value = emit.load(scores, r, t, lanes=self.lanes)
+            value = value + self.mask.load(self.lanes, t=t, **where)
+            emit.store(scores, value, r, t, lanes=self.lanes)
+        with T.serial(whole * self.lanes, T.int64(self.keys)) as t:
+            T.buffer_store(scores, scores[r, t] + self.mask.load(t=t, **where), [r, t])
+
+    def _outputs(self, scores: Buffer, totals: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
+        """Out = scores V / total."""
+        width = VECTORS * self.lanes
+        for start in range(0, self.outer, width):
+            cut = pieces(min(width, self.outer - start), self.lanes)
+            with emit.opaque():
+                sums = emit.accumulators(self.rows, width)
+                for acc in sums:
+                    for a, n in cut:
+                        emit.store(acc, emit.constant(0.0, n), a, lanes=n)
+                with T.serial(0, T.int64(self.keys)) as t:
+                    values = [
+                        T.bind(self.v.load(n, b=batch, h=head, t=t, e=start + a)) for a, n in cut
+                    ]
+                    for r, acc in enumerate(sums):
+                        for (a, n), value in zip(cut, values, strict=True):
+                            weight = emit.splat(scores[r, t], n)
+                            total = emit.load(acc, a, lanes=n) + weight * value
+                            emit.store(acc, total, a, lanes=n)
+                for r, acc in enumerate(sums):
+                    for a, n in cut:
+                        value = emit.load(acc, a, lanes=n) * emit.splat(totals[r], n)
+                        self.out.store(value, n, b=batch, h=head, s=row + r, e=start + a)
+
+    def _clear(self, sums: list[Buffer], at: list[int]) -> None:
+        for acc in sums:
+            for a in at:
+                emit.store(acc, emit.constant(0.0, self.lanes), a, lanes=self.lanes)
+
+    def _multiply(
+        self, sums: list[Buffer], vectors: list[Expr], scalar: Callable[[int], Expr]
+    ) -> None:
+        """sums[r] += scalar(r) · vectors."""
+        bound = [T.bind(v) for v in vectors]
+        for r, acc in enumerate(sums):
+            factor = emit.splat(scalar(r), self.lanes)
+            for i, vector in enumerate(bound):
+                total = emit.load(acc, i * self.lanes, lanes=self.lanes) + factor * vector
+                emit.store(acc, total, i * self.lanes, lanes=self.lanes)

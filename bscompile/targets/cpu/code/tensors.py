@@ -1,0 +1,121 @@
+"""Tensors whose axes have names: how generated code reads one storage order or another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.emit import Buffer, Expr
+
+Size = int | str  # a string names a symbolic size
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A float32 tensor as it lies in memory.
+
+    Attributes:
+        name: The parameter's name.
+        axes: One letter for each axis in storage order, such as ``bshd``.
+        sizes: Its sizes, in the same order.
+    """
+
+    name: str
+    axes: str
+    sizes: tuple[Size, ...]
+
+    def size(self, axis: str) -> Size:
+        """The size of one axis, 1 where the tensor has none of that name."""
+        return self.sizes[self.axes.index(axis)] if axis in self.axes else 1
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor inside a generated function."""
+
+    tensor: Tensor
+    buffer: Buffer
+
+    def at(self, **where: Expr) -> list[Expr]:
+        """The index of an element; axes of size one are always at 0, other letters ignored."""
+        pairs = zip(self.tensor.axes, self.tensor.sizes, strict=True)
+        return [T.int64(0) if size == 1 else where[axis] for axis, size in pairs]
+
+    def load(self, lanes: int = 1, **where: Expr) -> Expr:
+        """``lanes`` elements along the last axis."""
+        return emit.load(self.buffer, *self.at(**where), lanes=lanes)
+
+    def store(self, value: Expr, lanes: int = 1, **where: Expr) -> None:
+        """Write ``lanes`` elements along the last axis."""
+        emit.store(self.buffer, value, *self.at(**where), lanes=lanes)
+
+
+def function(
+    name: str,
+    tensors: Sequence[Tensor],
+    body: Callable[[list[Argument], Callable[[Size], Expr]], None],
+) -> Any:
+    """The PrimFunc of some tensors, the last one its output.
+
+    Args:
+        name: The function's name.
+        tensors: The parameters in order.
+        body: Emits the statements from the arguments and from a function that turns a size
+            into an expression.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+            handles = [T.arg(t.name, T.handle()) for t in tensors]
+            symbols: dict[str, Expr] = {}
+
+            def size(value: Size) -> Expr:
+                if isinstance(value, int):
+                    return value
+                if value not in symbols:
+                    symbols[value] = T.int64()
+                return symbols[value]
+
+            arguments = []
+            for tensor, handle in zip(tensors, handles, strict=True):
+                shape = tuple(size(s) for s in tensor.sizes)
+                buffer = T.match_buffer(handle, shape, "float32", align=4)
+                arguments.append(Argument(tensor, buffer))
+            body(arguments, size)
+        # The module that takes the function gives it its name.
+        return builder.get().without_attr("global_symbol")
+
+
+def rounded_up(value: Expr, step: int) -> Expr:
+    """The next multiple of ``step``."""
+    if isinstance(value, int):
+        return -(-value // step) * step
+    return T.floordiv(value + (step - 1), T.int64(step)) * step
+
+
+def across(buffer: Buffer, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Fold the ``lanes`` elements of a small buffer into one; the buffer is overwritten."""
+    while lanes > 1:
+        lanes //= 2
+        low = emit.load(buffer, T.int64(0), lanes=lanes)
+        high = emit.load(buffer, T.int64(lanes), lanes=lanes)
+        emit.store(buffer, combine(low, high), T.int64(0), lanes=lanes)
+    return T.bind(buffer[T.int64(0)])
+
+
+def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
+    """Cut ``width`` elements into vectors of at most ``lanes``: (offset, power of two)."""
+    cut, offset = [], 0
+    while offset < width:
+        size = lanes
+        while size > width - offset:
+            size //= 2
+        cut.append((offset, size))
+        offset += size
+    return cut

@@ -1,0 +1,159 @@
+"""The CPU's generated loops and schedules against onnxruntime: odd sizes, symbolic sizes."""
+
+import numpy as np
+import pytest
+
+from tests.targets.lowering_helpers import Compiled, assert_equal_to_onnxruntime, model
+
+RNG = np.random.default_rng(1)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def functions(compiled):
+    """Names of the functions that the virtual machine calls."""
+    return compiled.executable.stats()
+
+
+ATTENTION = """g (float[{b},{s},{w}] q, float[{b},{t},{w}] k, float[{b},{t},{w}] v,
+        float[{b},1,1,{t}] mask) => (float[{b},{s},{w}] y) {{
+    split = Constant<value_ints: ints = [0, 0, 3, {d}]>()
+    join = Constant<value_ints: ints = [0, 0, {w}]>()
+    factor = Constant<value_float: float = 0.3>()
+    q4 = Reshape(q, split)  qh = Transpose<perm: ints = [0, 2, 1, 3]>(q4)
+    k4 = Reshape(k, split)  kh = Transpose<perm: ints = [0, 2, 3, 1]>(k4)
+    v4 = Reshape(v, split)  vh = Transpose<perm: ints = [0, 2, 1, 3]>(v4)
+    raw = MatMul(qh, kh)  scaled = Mul(raw, factor)  scores = Add(scaled, mask)
+    p = Softmax(scores)  o = MatMul(p, vh)
+    ot = Transpose<perm: ints = [0, 2, 1, 3]>(o)  y = Reshape(ot, join)
+}}"""
+
+
+def attention_feeds(b, s, t, w):
+    mask = np.where(RNG.random((b, 1, 1, t)) < 0.3, -1e4, 0.0).astype(np.float32)
+    return {"q": normal(b, s, w), "k": normal(b, t, w), "v": normal(b, t, w), "mask": mask}
+
+
+@pytest.mark.parametrize(("s", "t", "d"), [(17, 17, 16), (1, 33, 8), (9, 1, 13), (24, 32, 64)])
+def test_attention_of_static_sizes(s, t, d):
+    proto = model(ATTENTION.format(b=2, s=s, t=t, d=d, w=3 * d))
+    compiled = assert_equal_to_onnxruntime(proto, attention_feeds(2, s, t, 3 * d))
+    assert "attention" in functions(compiled)
+
+
+def test_attention_of_symbolic_sizes():
+    proto = model(ATTENTION.format(b="b", s="s", t="t", d=20, w=60))
+    feeds = [attention_feeds(b, s, t, 60) for b, s, t in [(1, 1, 1), (2, 31, 65), (3, 8, 16)]]
+    compiled = assert_equal_to_onnxruntime(proto, *feeds)
+    assert "attention" in functions(compiled)
+
+
+def test_attention_whose_weights_are_also_an_output_keeps_them():
+    proto = model("""g (float[2,5,8] q, float[2,8,5] k, float[2,5,8] v)
+        => (float[2,5,8] y, float[2,5,5] p) {
+        s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }""")
+    feeds = {"q": normal(2, 5, 8), "k": normal(2, 8, 5), "v": normal(2, 5, 8)}
+    compiled = assert_equal_to_onnxruntime(proto, feeds)
+    assert "attention" not in functions(compiled)
+
+
+def test_a_fully_masked_row_is_uniform():
+    proto = model("""g (float[1,2,8] q, float[1,8,5] k, float[1,5,8] v, float[1,2,5] mask)
+        => (float[1,2,8] y) {
+        s = MatMul(q, k)  m = Add(s, mask)  p = Softmax(m)  y = MatMul(p, v) }""")
+    mask = np.zeros((1, 2, 5), np.float32)
+    mask[0, 1] = np.finfo(np.float32).min
+    feeds = {"q": normal(1, 2, 8), "k": normal(1, 8, 5), "v": normal(1, 5, 8), "mask": mask}
+    assert_equal_to_onnxruntime(proto, feeds)
+
+
+@pytest.mark.parametrize("width", [1, 3, 15, 16, 17, 33, 197])
+def test_softmax_of_odd_widths(width):
+    proto = model(f"g (float[3,4,{width}] x) => (float[3,4,{width}] y) {{ y = Softmax(x) }}")
+    assert_equal_to_onnxruntime(proto, {"x": 10 * normal(3, 4, width)})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_softmax_along_other_axes(axis):
+    proto = model(
+        f"g (float[3,n,5] x) => (float[3,n,5] y) {{ y = Softmax<axis: int = {axis}>(x) }}"
+    )
+    assert_equal_to_onnxruntime(proto, {"x": normal(3, 7, 5)}, {"x": normal(3, 1, 5)})
+
+
+def test_layer_normalisation_of_symbolic_rows():
+    proto = model("""g (float[b,s,37] x, float[37] gamma, float[37] beta) => (float[b,s,37] y) {
+        y = LayerNormalization<epsilon: float = 1e-5>(x, gamma, beta) }""")
+    shared = {"gamma": normal(37), "beta": normal(37)}
+    feeds = [{"x": 3 * normal(b, s, 37) + 5, **shared} for b, s in [(1, 1), (4, 65)]]
+    compiled = assert_equal_to_onnxruntime(proto, *feeds)
+    assert "normalise" in functions(compiled)
+
+
+@pytest.mark.parametrize("width", [1, 16, 100])
+def test_layer_normalisation_of_odd_widths(width):
+    proto = model(f"""g (float[5,{width}] x, float[{width}] gamma) => (float[5,{width}] y) {{
+        y = LayerNormalization(x, gamma) }}""")
+    assert_equal_to_onnxruntime(proto, {"x": normal(5, width), "gamma": normal(width)})
+
+
+@pytest.mark.parametrize("op", ["Gelu", "Sigmoid", "Tanh", "Erf", "Exp", "Relu", "Softplus"])
+def test_activations_from_end_to_end_of_the_range(op):
+    proto = model(f"g (float[n,33] x) => (float[n,33] y) {{ y = {op}(x) }}")
+    x = np.linspace(-20, 20, 33 * 7, dtype=np.float32).reshape(7, 33)
+    assert_equal_to_onnxruntime(proto, {"x": x}, {"x": x[-1:]})
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (16, 32), (5, 100)])
+def test_broadcast_and_transpose(shape):
+    a, b = shape
+    proto = model(f"""g (float[{a},{b},7] x, float[{b},1] y, float[7] z) => (float[7,{a},{b}] o) {{
+        p = Add(x, y)  q = Mul(p, z)  o = Transpose<perm: ints = [2, 0, 1]>(q) }}""")
+    assert_equal_to_onnxruntime(proto, {"x": normal(a, b, 7), "y": normal(b, 1), "z": normal(7)})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "MatMul(x, y)",
+        "Einsum<equation: string = 'bij,bjk->bik'>(x, y)".replace("'", '"'),
+    ],
+)
+def test_matmul_of_two_inputs(call):
+    proto = model(f"g (float[b,m,19] x, float[b,19,21] y) => (float[b,m,21] z) {{ z = {call} }}")
+    feeds = [{"x": normal(b, m, 19), "y": normal(b, 19, 21)} for b, m in [(1, 1), (3, 17)]]
+    assert_equal_to_onnxruntime(proto, *feeds)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "MaxPool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]>",
+        "AveragePool<kernel_shape: ints = [2, 2], strides: ints = [2, 2]>",
+        "GlobalAveragePool",
+    ],
+)
+def test_pooling(call):
+    proto = model(f"g (float[n,5,13,11] x) => (float[n,5,h,w] y) {{ y = {call}(x) }}")
+    assert_equal_to_onnxruntime(proto, {"x": normal(2, 5, 13, 11)}, {"x": normal(1, 5, 13, 11)})
+
+
+def test_grouped_convolution():
+    proto = model("""g (float[n,6,9,9] x, float[4,3,3,3] w, float[4] b) => (float[n,4,h,w] y) {
+        y = Conv<group: int = 2, pads: ints = [1, 1, 1, 1], kernel_shape: ints = [3, 3]>(x, w, b)
+    }""")
+    feeds = {"x": normal(2, 6, 9, 9), "w": normal(4, 3, 3, 3), "b": normal(4)}
+    assert_equal_to_onnxruntime(proto, feeds)
+
+
+def test_reductions():
+    proto = model("""g (float[n,6,33] x) => (float[n,1,33] a, float[n] b, float[n,6] c) {
+        one = Constant<value_ints: ints = [1]>()  two = Constant<value_ints: ints = [-1]>()
+        both = Constant<value_ints: ints = [1, 2]>()
+        a = ReduceMean(x, one)  b = ReduceSum<keepdims: int = 0>(x, both)
+        c = ReduceMax<keepdims: int = 0>(x, two) }""")
+    compiled = Compiled(proto)
+    for n in (1, 5):
+        assert_equal_to_onnxruntime(proto, {"x": normal(n, 6, 33)}, compiled=compiled)
