@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
-from bscompile.targets.kernels.code.epilogue import finish
+from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.vectors import pieces
 
 UNROLL = 16  # inputs of a block that are unrolled; wider blocks loop
@@ -121,13 +121,11 @@ class Nest:
     def _outputs(
         self, args: Arguments, sums: list[list[Buffer]], block_row: Expr, row: Expr
     ) -> None:
+        def value(r: int, at: int, size: int) -> Expr:
+            return emit.total([rows_of[r] for rows_of in sums], at, size)
+
         def write(cut: list[tuple[int, int]]) -> None:
-            for r in range(len(sums[0])):
-                for at, size in cut:
-                    value = emit.load(sums[0][r], at, lanes=size)
-                    for rows_of in sums[1:]:
-                        value = value + emit.load(rows_of[r], at, lanes=size)
-                    finish(args, T.bind(value), row + r, block_row * self._bh + at, size)
+            finish_tile(args, len(sums[0]), cut, value, row, block_row * self._bh)
 
         if not self._overhang:
             write(self._vectors)

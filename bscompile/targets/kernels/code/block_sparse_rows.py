@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import block_sparse_outputs, emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
-from bscompile.targets.kernels.code.epilogue import finish
+from bscompile.targets.kernels.code.epilogue import finish, finish_tile
 from bscompile.targets.kernels.code.transpose import transpose_rows, transposed
 
 _UNROLL = 8  # inputs of a block that are unrolled; wider blocks loop
@@ -128,8 +128,9 @@ def generate(
                 with T.serial(0, groups) as group, T.serial(0, vectors) as v, emit.opaque():
                     at = T.bind(T.min(group * lanes, width - lanes))
                     square = [emit.load(sums, at + i, v * lanes, lanes=lanes) for i in range(lanes)]
-                    for r, value in enumerate(transposed(square)):
-                        finish(args, value, row + v * lanes + r, column + at, lanes)
+                    turned = transposed(square)
+                    to = (row + v * lanes, column + at)
+                    finish_tile(args, lanes, [(0, lanes)], lambda r, *_: turned[r], *to)
             with T.Else(), T.serial(0, width) as i, T.serial(0, rows) as r, emit.opaque():
                 finish(args, T.bind(sums[i, r]), row + r, column + i, 1)
 

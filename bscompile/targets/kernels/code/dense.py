@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
-from bscompile.targets.kernels.code.epilogue import finish
+from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.vectors import pieces
 
 CHAINS = 8  # independent sums that hide the latency of the multiply-add
@@ -80,11 +80,10 @@ def generate(
             accumulate(sums[u % split], T.int64(k - k % UNROLL + u))
         # The last panel is moved back over its neighbour, like the last row tile.
         column = T.bind(T.min(panel * width, T.int64(problem.n - width)))
-        for r in range(tile_rows):
-            for at, size in vectors:
-                value = emit.load(sums[0][r], at, lanes=size)
-                for rows_of in sums[1:]:
-                    value = value + emit.load(rows_of[r], at, lanes=size)
-                finish(args, T.bind(value), row + r, column + at, size)
+
+        def value(r: int, at: int, size: int) -> Expr:
+            return emit.total([rows_of[r] for rows_of in sums], at, size)
+
+        finish_tile(args, tile_rows, vectors, value, row, column)
 
     return emit.generate("dense", problem, operands, body)

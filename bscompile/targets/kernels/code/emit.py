@@ -193,3 +193,11 @@ def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
 def store(buffer: Buffer, value: Expr, *index: Expr, lanes: int) -> None:
     """Write ``lanes`` consecutive elements beginning at ``index``."""
     T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])
+
+
+def total(sums: Sequence[Buffer], at: Expr, lanes: int) -> Expr:
+    """The sum of the same vector of several buffers."""
+    value = load(sums[0], at, lanes=lanes)
+    for other in sums[1:]:
+        value = value + load(other, at, lanes=lanes)
+    return value
