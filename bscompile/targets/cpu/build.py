@@ -62,7 +62,7 @@ def compile_module(module: Any, context: TargetContext) -> Any:
             for step in passes(context.hardware):
                 module = step(module)
             return tvm.relax.build(module, target, relax_pipeline=None)
-    except Exception as error:  # TVM's errors have no common base
+    except tvm.error.InternalError as error:  # how TVM says that it cannot
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
             f"no code for {context.target.name} can be generated from this model: "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm import relax, te, tirx, topi
@@ -61,10 +62,8 @@ def _extreme(name: str, pick: Callable[[Any, Any], Any], worst: float) -> Legali
             return call
         given = call.attrs.axis
         axes = range(rank) if given is None else sorted(int(axis) % rank for axis in given)
-        return bb.call_te(
-            _reduce, x, tuple(axes), bool(call.attrs.keepdims), pick, worst,
-            primfunc_name_hint=name,
-        )  # fmt: skip
+        reduce = partial(_reduce, axes=tuple(axes), keep=bool(call.attrs.keepdims))
+        return bb.call_te(lambda x: reduce(x, pick=pick, worst=worst), x, primfunc_name_hint=name)
 
     return legalize
 
@@ -90,8 +89,8 @@ def _reduce(
 FAST_MATH: dict[str, Legalizer] = {
     "relax.erf": _unary("erf", topi.fast_erf),
     "relax.exp": _unary("exp", topi.fast_exp),
-    "relax.max": _extreme("max", tirx.max, -math.inf),
-    "relax.min": _extreme("min", tirx.min, math.inf),
+    "relax.max": _extreme("max", lambda a, b: tirx.max(a, b), -math.inf),
+    "relax.min": _extreme("min", lambda a, b: tirx.min(a, b), math.inf),
     "relax.nn.gelu": _unary("gelu", _gelu),
     "relax.nn.gelu_tanh": _unary("gelu_tanh", _gelu_tanh),
     "relax.nn.silu": _unary("silu", _silu),
