@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 
 LARGEST_SIDE = 64
 LARGEST_AREA = 1024
+_STORAGE = 0.55  # of the live blocks' numbers that factors may hold: two terms of 2x2 need half
 LARGEST_RANK = 32  # blocks up to 64x64 pay off only for fewer terms than half their side
 
 
@@ -121,7 +122,7 @@ def _search(
         sample = sample[:, rng.permutation(np.flatnonzero(sample.any(axis=0)))[: 2 * limit + 8]]
         rank = _rank(sample, precision)
         # With few live blocks the sample is all of them; independent ones are no sum of terms.
-        if rank <= limit and 3 * rank < 2 * len(sample):
+        if rank <= limit and rank < _STORAGE * len(sample):
             live = -(-live_entries // (block[0] * block[1]))
             bounds.append((_macs(dense.shape, block, live, rank), block, rank))
     best: KroneckerSum | None = None
@@ -148,7 +149,7 @@ def _factorize(dense: Array, block: tuple[int, int], precision: Precision) -> Kr
     R = sparse.values.reshape(live, area).astype(np.float64)  # [live, area]
     singular, vectors = _row_space(R, precision)
     rank = int((singular > precision.rank * singular[0]).sum())
-    if 3 * rank * (live + area) > 2 * live * area:
+    if rank * (live + area) > _STORAGE * live * area:
         return (
             f"{bh}x{bw} blocks have rank {rank}: factors would hold {rank * (live + area)} "
             f"numbers, the {live} live blocks hold {live * area}"
@@ -207,7 +208,7 @@ def _rank_limit(shape: tuple[int, ...], block: tuple[int, int]) -> int:
     """The largest rank that ``_factorize`` could accept, whatever the number of live blocks."""
     area = block[0] * block[1]
     blocks = shape[0] * shape[1] // area
-    storage = 2 * blocks * area // (3 * (blocks + area))
+    storage = int(_STORAGE * blocks * area / (blocks + area))
     return min(storage, 2 * blocks * area // _macs(shape, block, blocks, 1), LARGEST_RANK)
 
 
@@ -222,12 +223,13 @@ def _rank(R: Array, precision: Precision) -> int:
 
 
 def _row_space(R: Array, precision: Precision) -> tuple[Array, Array]:
-    """Singular values, falling, and right singular vectors [area, area] of R [live, area].
+    """Singular values, falling, and right singular vectors [..., area] of R [live, area].
 
     A Gram matrix blurs what is below 1e-8 of the largest; float64 weights need better.
     """
-    if precision.name == "float64":
-        _, singular, vectors = np.linalg.svd(np.linalg.qr(R, mode="r"))
+    if len(R) < R.shape[1] or precision.name == "float64":
+        upright = R if len(R) < R.shape[1] else np.linalg.qr(R, mode="r")
+        _, singular, vectors = np.linalg.svd(upright, full_matrices=False)
         return singular, vectors
     eigenvalues, vectors = np.linalg.eigh(R.T @ R)
     return np.sqrt(np.maximum(eigenvalues[::-1], 0)), vectors[:, ::-1].T
