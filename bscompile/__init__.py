@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bscompile.api import build as build
     from bscompile.api import inspect as inspect
+    from bscompile.api import tune as tune
     from bscompile.benchmark import bench as bench
     from bscompile.runtime import Model as Model
     from bscompile.runtime import load as load
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 _HOME = {
     "build": "bscompile.api",
     "inspect": "bscompile.api",
+    "tune": "bscompile.api",
     "bench": "bscompile.benchmark",
     "verify": "bscompile.verification",
     "load": "bscompile.runtime",
     "Model": "bscompile.runtime",
 }
 
-__all__ = ["Model", "bench", "build", "inspect", "load", "verify"]
+__all__ = ["Model", "bench", "build", "inspect", "load", "tune", "verify"]
 
 
 def __getattr__(name: str) -> Any:

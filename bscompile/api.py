@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bscompile import runtime_loader
 from bscompile.artifact import REPORT, read_artifact
 from bscompile.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from bscompile.compiler import CompiledModel
+    from bscompile.tuning.session import Progress
+    from bscompile.tuning.summary import TuningResult
 
 
 def build(
@@ -22,6 +25,8 @@ def build(
     threads: int | None = None,
     typical_rows: int = 128,
     dump_ir: str | Path | None = None,
+    database: str | Path | None = None,
+    device: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CompiledModel:
     """Compile a model.
@@ -33,6 +38,8 @@ def build(
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows to plan for where the model leaves them symbolic.
         dump_ir: Folder that receives the model after every pass.
+        database: Tuning database to take measured choices from; None takes the user's own.
+        device: Key of the RPC device that it is compiled for and was tuned on; None is this one.
         progress: Called with one line at the start of each phase.
 
     Raises:
@@ -40,10 +47,12 @@ def build(
         TargetError: the target is unknown, or a tool that it needs is missing.
         StorageError: the artifact cannot be written.
     """
+    runtime_loader.import_compiler()
     from bscompile.compiler import CompileOptions, compile_model
 
     folder = None if dump_ir is None else Path(dump_ir)
-    options = CompileOptions(target, threads, typical_rows, folder)
+    records = None if database is None else Path(database)
+    options = CompileOptions(target, threads, typical_rows, folder, records, device)
     compiled = compile_model(model, options, progress)
     if output is not None:
         compiled.save(output)
@@ -72,9 +81,82 @@ def inspect(
     """
     if isinstance(model, str | Path) and is_artifact(model):
         return Report.from_json(read_artifact(model, weights=False).members[REPORT])
+    runtime_loader.import_compiler()
     from bscompile.compiler import CompileOptions, analyse_model
 
     return analyse_model(model, CompileOptions(target, threads, typical_rows), progress)
+
+
+def tune(
+    model: Any,
+    target: str = "cpu",
+    *,
+    trials: int = 32,
+    timeout: float | None = None,
+    jobs: int = 1,
+    database: str | Path | None = None,
+    merge: Iterable[str | Path] = (),
+    rpc: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    typical_rows: int = 128,
+    report: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> TuningResult:
+    """Find by measurement what each layer of a model runs fastest in; ``build`` then uses it.
+
+    What the database knows already is not measured again. Every record is on disk as soon as it
+    is there, so nothing is lost when this is interrupted.
+
+    Args:
+        model: Path of an ONNX file, an onnx.ModelProto or an onnx_ir.Model.
+        target: ``name`` or ``name:variant``.
+        trials: Candidates of each distinct problem.
+        timeout: Seconds for all of it; None takes what the trials take.
+        jobs: Candidates that are built at once; with ``rpc`` devices that measure at once.
+        database: Where records are kept; None takes the user's own.
+        merge: Databases or artifacts whose records are taken over first.
+        rpc: ``host:port`` of a TVM RPC tracker; needs ``device``.
+        device: Key under which the tracker lends devices.
+        threads: Worker threads to tune for.
+        typical_rows: Rows to plan for where the model leaves them symbolic.
+        report: Where to write an HTML page about it.
+        progress: Called with one line at the start of each phase.
+        watch: Called after every candidate.
+
+    Raises:
+        ModelError: the model is broken or holds an operator that cannot be compiled.
+        TargetError: the target is unknown, or its kernels cannot be timed one by one.
+        UsageError: optuna is missing, or ``rpc`` is not ``host:port``.
+        StorageError: the database or the report cannot be written.
+    """
+    from bscompile.compiler import CompileOptions, collect_layers
+    from bscompile.files import check_writable, write_atomically
+    from bscompile.tuning.database import Database, default_path, read_database
+    from bscompile.tuning.runner import parse_tracker
+    from bscompile.tuning.session import TuneOptions, tune_layers
+    from bscompile.tuning.summary import TuningResult, summarise
+
+    say = progress or (lambda line: None)
+    runner = parse_tracker(rpc, device)
+    path = default_path() if database is None else Path(database)
+    if report is not None:
+        check_writable(report)
+    records = Database(path)
+    for source in merge:
+        records.merge(read_database(source))
+    options = CompileOptions(target, threads, typical_rows, device=device)
+    layers = collect_layers(model, options, say)
+    say("tuning")
+    settings = TuneOptions(trials=trials, timeout=timeout, jobs=jobs, runner=runner)
+    outcomes = tune_layers(layers, records, settings, watch)
+    result = TuningResult(str(path), tuple(records.damaged), summarise(outcomes))
+    if report is not None and layers:
+        from bscompile.report.tuning_page import tuning_page
+
+        write_atomically(report, tuning_page(result, layers[0].context.hardware).encode())
+    return result
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -9,7 +9,7 @@ Each phase hands a value to the next; nothing is kept between calls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,16 @@ import onnx_ir as ir
 from bscompile import artifact, importer, targets
 from bscompile.manifest import Manifest
 from bscompile.passes import pipeline
+from bscompile.passes.base import Note
 from bscompile.report.build import make_report
+from bscompile.tuning.database import MEMBER, Database, default_path
 
 if TYPE_CHECKING:
-    from bscompile.passes.base import Note
+    from bscompile.passes.choose_form import Planner
     from bscompile.report import Report
     from bscompile.targets.base import TargetContext
     from bscompile.targets.lowering import Lowered
+    from bscompile.tuning.measurer import Layer
 
 Progress = Callable[[str], None]
 ModelLike = Any  # a path, an onnx.ModelProto or an onnx_ir.Model
@@ -41,12 +44,16 @@ class CompileOptions:
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows of x to plan for where the model leaves them symbolic.
         dump_ir: Folder that receives the model after every pass, as ONNX files.
+        database: Tuning database to take measured choices from; None takes the user's own.
+        device: Key under which an RPC tracker lends the machine to compile for; None is this one.
     """
 
     target: str = "cpu"
     threads: int | None = None
     typical_rows: int = 128
     dump_ir: Path | None = None
+    database: Path | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +118,19 @@ def analyse_model(
     return _prepare(model, options, progress or (lambda line: None)).report
 
 
+def collect_layers(
+    model: ModelLike, options: CompileOptions | None = None, progress: Progress | None = None
+) -> list[Layer]:
+    """The distinct problems that the model's layers pose: what there is to tune."""
+    from bscompile.tuning.session import Collector
+
+    options = options or CompileOptions()
+    say = progress or (lambda line: None)
+    collector = Collector(_resolve(options, say))
+    _rewrite(model, options, collector, say)
+    return collector.layers
+
+
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     """Phases 1 to 4: the rewritten model and what was said on the way."""
@@ -118,22 +138,44 @@ class _Prepared:
     context: TargetContext
     model: ir.Model
     report: Report
+    tuning: str
 
 
 def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepared:
+    from bscompile.tuning.planner import TunedPlanner
+
+    context = _resolve(options, say)
+    database = Database(options.database or default_path())
+    planner = TunedPlanner(database, context)
+    graph, notes = _rewrite(model, options, planner, say)
+    if database.damaged:
+        text = f"{len(database.damaged)} lines could not be read, such as {database.damaged[0]}"
+        notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
+    report = make_report(graph, notes, context.hardware, options.typical_rows)
+    return _Prepared(context, graph, report, database.to_text(planner.used))
+
+
+def _resolve(options: CompileOptions, say: Progress) -> TargetContext:
     say(f"looking at target {options.target}")
     context = targets.resolve(options.target, options.threads, options.typical_rows)
+    if options.device is None:
+        return context
+    # What was measured there is not mixed with what was measured here.
+    return replace(context, hardware=replace(context.hardware, name=f"RPC {options.device}"))
+
+
+def _rewrite(
+    model: ModelLike, options: CompileOptions, planner: Planner, say: Progress
+) -> tuple[ir.Model, list[Note]]:
+    """Phases 2 to 4."""
+    from bscompile.targets.lowering.support import check_supported
+
     say("reading the model")
     graph = importer.load_model(model)
-    from bscompile.targets.lowering.support import check_supported
-    from bscompile.targets.planner import plan
-
     check_supported(graph)
-    passes = pipeline.pipeline(partial(plan, context=context))
     dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
-    notes: list[Note] = pipeline.run(graph, passes, dump=dump, progress=say)
-    report = make_report(graph, notes, context.hardware, options.typical_rows)
-    return _Prepared(context, graph, report)
+    notes = pipeline.run(graph, pipeline.pipeline(planner), dump=dump, progress=say)
+    return graph, notes
 
 
 def _dump(folder: Path, number: int, name: str, model: ir.Model) -> None:
@@ -146,6 +188,8 @@ def _dump(folder: Path, number: int, name: str, model: ir.Model) -> None:
 def _package(prepared: _Prepared, lowered: Lowered, members: dict[str, bytes]) -> CompiledModel:
     weights, params = artifact.pack_params(lowered.params)
     hardware = prepared.context.hardware
+    if prepared.tuning:
+        members = {**members, MEMBER: prepared.tuning.encode()}
     manifest = Manifest(
         name=prepared.model.graph.name or "model",
         target=prepared.context.target.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bscompile.cli.talk import Talk, check_target, talk_options, threads_option
+from bscompile.errors import UsageError
 
 
 @click.command(name="build")
@@ -40,6 +41,15 @@ from bscompile.cli.talk import Talk, check_target, talk_options, threads_option
     metavar="DIR",
     help="Save the model after every pass.",
 )
+@click.option("--tune", "tune_first", is_flag=True, help="First tune what was never tuned here.")
+@click.option(
+    "--db",
+    "database",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PATH",
+    help="Tuning database; in the user's data folder by default.",
+)
+@click.option("--key", metavar="K", help="Build for the device tuned under this RPC key.")
 @talk_options
 def command(
     talk: Talk,
@@ -49,6 +59,9 @@ def command(
     threads: int | None,
     typical_rows: int,
     dump_ir: Path | None,
+    tune_first: bool,
+    database: Path | None,
+    key: str | None,
 ) -> None:
     """Compile an ONNX model into an artifact.
 
@@ -57,15 +70,32 @@ def command(
     check_target(target)
     goal = output or model.with_suffix(".bsc")
     _check_files(model, goal)
-    from bscompile.api import build
+    from bscompile.api import build, tune
 
     with talk.phases() as progress:
+        if tune_first:
+            if key is not None:
+                raise UsageError("--tune measures on this machine", "use bscompile tune --rpc")
+            from bscompile.cli.tune import watcher
+
+            result = tune(
+                model,
+                target,
+                database=database,
+                threads=threads,
+                typical_rows=typical_rows,
+                progress=progress,
+                watch=watcher(talk, progress),
+            )
+            talk.say(result.headline)
         compiled = build(
             model,
             target,
             threads=threads,
             typical_rows=typical_rows,
             dump_ir=dump_ir,
+            database=database,
+            device=key,
             progress=progress,
         )
         progress("writing the artifact")
@@ -91,7 +121,6 @@ def command(
 
 def _check_files(model: Path, goal: Path) -> None:
     """Refuse in the first moment what would otherwise fail after imports or the whole build."""
-    from bscompile.errors import UsageError
     from bscompile.files import check_readable, check_writable
 
     check_readable(model)

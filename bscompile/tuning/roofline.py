@@ -1,0 +1,64 @@
+"""How near a measured time comes to what the machine could do at all.
+
+    limit = max(multiply-adds of the form ÷ peak of all cores,
+                bytes of weight, x and y ÷ read rate of the level that holds them)
+
+It counts the form that runs, so a sparse kernel is not praised for the work that it skips.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bscompile.targets.base import HardwareSpec, Problem
+from bscompile.tuning.measurer import Layer
+from bscompile.tuning.record import TuningRecord, Variant
+
+
+def share_of_roofline(layer: Layer, record: TuningRecord) -> float:
+    """Limit over measured time, 0 to about 1."""
+    problem = problem_in(layer, record.variant)
+    return roofline_seconds(problem, layer.context.hardware) / record.time
+
+
+def problem_in(layer: Layer, variant: Variant) -> Problem:
+    """The layer's problem in the form and block of a candidate."""
+    from bscompile.targets.planner import candidates
+
+    for candidate in candidates(layer.op, layer.problem):
+        problem = candidate.problem
+        if (problem.form, problem.block) == (variant.form, variant.block):
+            return problem
+    raise ValueError(f"{layer.op.name} does not come as {variant.label}")
+
+
+def roofline_seconds(problem: Problem, hardware: HardwareSpec) -> float:
+    """The least time that the machine needs for one call."""
+    peak = hardware.peak_gflops[problem.dtype] * 1e9 * hardware.cores
+    moved = traffic_bytes(problem)
+    rate = hardware.memory_gbps
+    if moved <= hardware.cache_bytes[-1]:
+        rate = max(rate, hardware.cache_gbps[-1] * hardware.cores)
+    return max(flops(problem) / peak, moved / (rate * 1e9))
+
+
+def flops(problem: Problem) -> int:
+    """Of one call, a multiplication and an addition counted as two."""
+    bh, bw = problem.block
+    if problem.form == "kronecker":
+        b_first = problem.k * bh + problem.nnzb * bh
+        a_first = problem.nnzb * bw + problem.n * bw
+        return 2 * problem.rows * problem.rank * min(b_first, a_first)
+    return 2 * problem.rows * problem.nnzb * bh * bw
+
+
+def traffic_bytes(problem: Problem) -> int:
+    """Of the weight as that form stores it, x and y, each moved once."""
+    item = np.dtype(problem.dtype).itemsize
+    bh, bw = problem.block
+    if problem.form == "kronecker":
+        weight = problem.rank * (problem.nnzb + bh * bw) * item + 4 * problem.nnzb
+    else:
+        indices = 0 if problem.form == "dense" else 4 * problem.nnzb
+        weight = problem.nnzb * bh * bw * item + indices
+    return weight + problem.rows * (problem.n + problem.k) * item

@@ -1,0 +1,202 @@
+"""What a tuning found, as plain values for tables, JSON and the HTML report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.dialect import Weight
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
+from bscompile.tuning.record import OK, TuningRecord
+from bscompile.tuning.roofline import flops, problem_in, share_of_roofline, traffic_bytes
+from bscompile.tuning.session import LayerOutcome
+from bscompile.tuning.variants import all_variants
+
+_MAP_SIDE = 96  # cells of a sparsity map, at most, on each side
+
+
+@dataclass(frozen=True)
+class Point:
+    """The fastest candidate of one form and execution block.
+
+    Attributes:
+        label: Such as ``block_sparse 16x8``.
+        form: ``dense``, ``block_sparse`` or ``kronecker``.
+        block: Execution block.
+        seconds: Of one call, measured.
+        expected: By the cost model.
+        flops: Of one call in that form.
+        bytes: Weight, x and y in that form.
+    """
+
+    label: str
+    form: str
+    block: tuple[int, int]
+    seconds: float
+    expected: float
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One problem.
+
+    Attributes:
+        name: Of its first layer.
+        uses: Layers of the model that pose it.
+        shape: (out, in).
+        rows: Rows of x that were run.
+        found: Form in which it was recognised.
+        trained_block: Block in which it was recognised.
+        density: Share of live blocks.
+        winner: What to run.
+        config: Template and configuration of the winner.
+        seconds: Of the winner; None where no candidate is right.
+        dense_seconds: Of the dense form beside it.
+        model_seconds: Of what the cost model would have chosen, where that was measured.
+        roofline: Share of the machine's limit that the winner reaches.
+        statuses: Status -> candidates.
+        curve: Fastest candidate of each form and block, in the order of the block's area.
+        trials: Seconds of each trial in order; None where it failed.
+        sparsity: Share of live blocks in each cell of a coarse grid, 0 to 1.
+        tuned_now: Whether it was measured in this run.
+    """
+
+    name: str
+    uses: int
+    shape: tuple[int, int]
+    rows: int
+    found: str
+    trained_block: tuple[int, int]
+    density: float
+    winner: str
+    config: str
+    seconds: float | None
+    dense_seconds: float | None
+    model_seconds: float | None
+    roofline: float | None
+    statuses: dict[str, int]
+    curve: tuple[Point, ...]
+    trials: tuple[float | None, ...]
+    sparsity: tuple[tuple[float, ...], ...]
+    tuned_now: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the sparsity map."""
+        body = asdict(self)
+        del body["sparsity"]
+        return body
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a tuning of a model brought.
+
+    Attributes:
+        database: Path of the database.
+        damaged: A sentence for each of its lines that could not be read.
+        layers: One summary for each distinct problem.
+    """
+
+    database: str
+    damaged: tuple[str, ...]
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def headline(self) -> str:
+        """For people, such as ``48 of 48 problems tuned, 12 of them now``."""
+        known = [layer for layer in self.layers if layer.seconds is not None]
+        now = sum(layer.tuned_now for layer in known)
+        text = f"{len(known)} of {len(self.layers)} distinct layers tuned"
+        return f"{text}, {now} of them now" if now else f"{text}, nothing was left to tune"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        layers = [layer.to_dict() for layer in self.layers]
+        return {"database": self.database, "damaged": list(self.damaged), "layers": layers}
+
+
+def summarise(outcomes: Iterable[LayerOutcome]) -> tuple[LayerSummary, ...]:
+    """One summary for each problem, in the order of the model."""
+    return tuple(_summary(outcome) for outcome in outcomes)
+
+
+def _summary(outcome: LayerOutcome) -> LayerSummary:
+    layer, best = outcome.layer, outcome.best
+    problem = layer.problem
+    records = best.records if best else ()
+    trials = [record for record in records if not record.final]
+    winner = best.winner if best else None
+    return LayerSummary(
+        name=layer.op.name,
+        uses=layer.uses,
+        shape=layer.op.shape,
+        rows=problem.rows,
+        found=problem.form,
+        trained_block=problem.block,
+        density=_density(layer.op.weight),
+        winner=winner.variant.label if winner else "",
+        config=str(winner.variant) if winner else "",
+        seconds=winner.time if winner else None,
+        dense_seconds=best.dense.time if best else None,
+        model_seconds=_model_seconds(outcome, records),
+        roofline=share_of_roofline(layer, winner) if winner else None,
+        statuses=dict(Counter(record.status for record in trials)),
+        curve=_curve(outcome, records),
+        trials=tuple(r.time if r.status == OK else None for r in trials),
+        sparsity=sparsity_map(layer.op.weight),
+        tuned_now=outcome.tuned_now,
+    )
+
+
+def _model_seconds(outcome: LayerOutcome, records: Iterable[TuningRecord]) -> float | None:
+    """What the cost model's first choice takes, beside the finalists where it was one."""
+    favourite = next(iter(all_variants(outcome.layer)), None)
+    measured = [r for r in records if r.status == OK and r.variant == favourite]
+    measured.sort(key=lambda record: (record.final, record.run))
+    return measured[-1].time if measured else None
+
+
+def _curve(outcome: LayerOutcome, records: Iterable[TuningRecord]) -> tuple[Point, ...]:
+    fastest: dict[str, TuningRecord] = {}
+    for record in sorted(records, key=lambda record: record.time):
+        if record.status == OK:
+            fastest.setdefault(record.variant.label, record)
+    points = []
+    for record in fastest.values():
+        problem = problem_in(outcome.layer, record.variant)
+        points.append(
+            Point(
+                record.variant.label,
+                record.variant.form,
+                record.variant.block,
+                record.time,
+                record.variant.expected,
+                flops(problem),
+                traffic_bytes(problem),
+            )
+        )
+    return tuple(sorted(points, key=lambda p: (p.form, p.block[0] * p.block[1], p.block)))
+
+
+def _density(weight: Weight) -> float:
+    return weight.density if isinstance(weight, BlockSparseMatrix | KroneckerSum) else 1.0
+
+
+def sparsity_map(weight: Weight) -> tuple[tuple[float, ...], ...]:
+    """Share of live blocks in each cell of a grid that fits a page; one full cell for dense."""
+    if isinstance(weight, np.ndarray):
+        return ((1.0,),)
+    mask: npt.NDArray[np.bool_]
+    mask = weight.mask() if isinstance(weight, BlockSparseMatrix) else weight.support
+    cells = np.array_split(mask, min(_MAP_SIDE, mask.shape[0]), axis=0)
+    count = min(_MAP_SIDE, mask.shape[1])
+    return tuple(
+        tuple(float(cell.mean()) for cell in np.array_split(row, count, axis=1)) for row in cells
+    )

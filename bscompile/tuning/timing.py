@@ -1,0 +1,164 @@
+"""Builds one candidate, compares it with float64 and times it. Runs in the worker process."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
+from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
+from bscompile.tuning.forms import in_form
+from bscompile.tuning.measurer import Measurement
+from bscompile.tuning.record import OK, WRONG, Variant
+from bscompile.tuning.runner import Runner
+
+Array = npt.NDArray[Any]
+
+_ROUND_SECONDS = 2e-3  # of one timed round, so that the clock's grain does not count
+_LOOKS = 5  # first, single calls, which decide whether more are worth their time
+
+
+class Bench:
+    """One layer on the bench: its input, its reference, and where kernels run.
+
+    Args:
+        op: The layer as it was recognised.
+        rows: Rows of x; None when symbolic, then ``typical_rows`` are run.
+        dtype: Of x and the weight.
+        typical_rows: See ``rows``.
+        target: Compiles the kernels.
+        hardware: The machine that they are for.
+        runner: Where they run.
+        turns: A file whose lock workers of one tuning hold while they time; None for one worker.
+    """
+
+    def __init__(
+        self,
+        op: LinearOp,
+        rows: int | None,
+        dtype: np.dtype[Any],
+        typical_rows: int,
+        target: Target,
+        hardware: HardwareSpec,
+        runner: Runner,
+        turns: Path | None = None,
+    ) -> None:
+        self._op, self._rows, self._dtype = op, rows, dtype
+        self._typical_rows, self._turns = typical_rows, turns
+        self._target, self._hardware, self._runner = target, hardware, runner
+        rng = np.random.default_rng(0)
+        n, k = op.shape
+        m = typical_rows if rows is None else rows
+        self._x = rng.standard_normal((m, k)).astype(dtype)
+        self._tensors = tuple(
+            rng.standard_normal((n,) if step == "bias" else (m, n)).astype(dtype)
+            for step in op.epilogue
+            if step in TENSOR_STEPS
+        )
+        # A convolution's kernel sees windows as rows, like any other matmul.
+        matmul = LinearOp(op.name, op.weight, op.epilogue)
+        self._wanted = evaluate(matmul, self._x, self._tensors)
+        self._shape = (m, n)
+
+    def measure(
+        self,
+        variants: Sequence[tuple[Variant, KernelTemplate]],
+        rounds: int,
+        give_up: float | None,
+    ) -> list[Measurement]:
+        """Build and check each candidate, then time those that are right, in turns."""
+        loaded = [self._load(variant, template) for variant, template in variants]
+        with _turn(self._turns):
+            errors = [kernel.error(self._wanted) for kernel in loaded]
+            right = [error <= self._tolerance for error in errors]
+            times = _in_turns(loaded, right, rounds, give_up)
+        return [
+            Measurement(OK, tuple(seconds), error) if fine else _wrong(error)
+            for seconds, error, fine in zip(times, errors, right, strict=True)
+        ]
+
+    @property
+    def _tolerance(self) -> float:
+        """Of the largest value: the error of a sum of k rounded products."""
+        return 8 * float(np.finfo(self._dtype).eps) * math.sqrt(max(1, self._op.shape[1]))
+
+    def _load(self, variant: Variant, template: KernelTemplate) -> _Loaded:
+        weight = in_form(self._op.weight, variant.form, variant.block)
+        op = self._op.with_weight(weight)
+        problem = problem_of(op, self._rows, self._dtype, self._typical_rows)
+        kernel = template.build(problem, weight, variant.config, self._hardware)
+        assert self._target.compile_kernel is not None
+        executable = self._target.compile_kernel(kernel.prim_func, self._hardware)
+        module, device = self._runner.load(executable, self._target.device)
+        y = np.full(self._shape, np.nan, self._dtype)
+        arrays = [self._x, *(array for _, array in kernel.operands), *self._tensors, y]
+        import tvm
+
+        held = [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in arrays]
+        return _Loaded(module, device, held)
+
+
+@dataclass
+class _Loaded:
+    """A kernel on its device, with its arguments; the last one is y."""
+
+    module: Any
+    device: Any
+    arguments: list[Any]
+
+    def error(self, wanted: Array) -> float:
+        """Run once; the largest difference over the largest value, infinite for NaN."""
+        self.module["kernel"](*self.arguments)
+        got = self.arguments[-1].numpy().astype(np.float64)
+        scale = max(float(np.abs(wanted).max(initial=0.0)), 1e-6)
+        worst = float(np.abs(got - wanted).max(initial=0.0))
+        return worst / scale if math.isfinite(worst) else math.inf
+
+    def times(self, number: int, repeat: int) -> list[float]:
+        """Seconds of one call, from ``repeat`` runs of ``number`` calls."""
+        timer = self.module.time_evaluator("kernel", self.device, number=number, repeat=repeat)
+        return [max(float(time), 1e-9) for time in timer(*self.arguments).results]
+
+
+def _in_turns(
+    kernels: Sequence[_Loaded], right: Sequence[bool], rounds: int, give_up: float | None
+) -> list[list[float]]:
+    """Time those that are right: each looked at, then the hopeful ones round by round."""
+    times = [
+        kernel.times(number=1, repeat=_LOOKS) if fine else []
+        for kernel, fine in zip(kernels, right, strict=True)
+    ]
+    hopeful = [i for i, seen in enumerate(times) if seen and min(seen) < (give_up or math.inf)]
+    numbers = {i: max(1, math.ceil(_ROUND_SECONDS / min(times[i]))) for i in hopeful}
+    for i in hopeful:
+        times[i] = []
+    for _ in range(rounds):
+        for i in hopeful:
+            times[i] += kernels[i].times(number=numbers[i], repeat=1)
+    return times
+
+
+@contextmanager
+def _turn(path: Path | None) -> Iterator[None]:
+    """Hold the lock file, so that no other worker disturbs the clock."""
+    if path is None:
+        yield
+        return
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _wrong(error: float) -> Measurement:
+    if not math.isfinite(error):
+        return Measurement(WRONG, detail="gives values that are not numbers")
+    detail = f"differs from float64 by {error:.2g} of the largest value"
+    return Measurement(WRONG, error=error, detail=detail)
