@@ -108,8 +108,10 @@ def cheapest_cut(
         if len(kept) < len(weights):
             continue
         cost = sum(stored(weight) for weight in kept)
-        # Zero blocks are not stored, so whole ones may go at no gain here; odd sizes may not.
-        if cost < before + (keep is whole) and (best is None or cost < best[0]):
+        # Zero blocks are not stored, so removing them saves nothing here and is still right;
+        # an odd number of features must save something, or be far smaller.
+        free = keep is whole or 2 * len(keep) <= group.size
+        if cost < before + free and (best is None or cost < best[0]):
             best = cost, keep, kept
     return None if best is None else best[1:]
 

@@ -36,7 +36,9 @@ def zero_columns(weight: Weight) -> Mask:
 
 def granularity(weight: Weight) -> tuple[int, int]:
     """How many rows and columns must go together for the blocks to stay as they are."""
-    return (1, 1) if isinstance(weight, np.ndarray) else weight.block
+    if isinstance(weight, np.ndarray) or not weight.density:
+        return 1, 1
+    return weight.block
 
 
 def take_rows(weight: Weight, keep: Index) -> Weight | None:

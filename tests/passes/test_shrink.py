@@ -332,3 +332,24 @@ def test_live_layers_stay_silent():
     model, step = shrink(mlp(), X)
     assert shapes(model) == [(20, 12), (10, 20)]
     assert (step.applied, step.refused) == ([], [])
+
+
+def test_a_layer_of_zeros_hinders_nobody():
+    W1 = blocky((64, 48), (16, 16), 0.5)
+    proto = model_from(
+        """agraph (float[N, 48] x) => (float[N, 10] z)
+        { a = Gemm<transB = 1>(x, W1) y = Relu(a) z = Gemm<transB = 1>(y, W2, b) }""",
+        {"W1": W1, "W2": np.zeros((10, 64), np.float32), "b": dense(10)},
+    )
+    model, _ = shrink(proto, {"x": dense(5, 48)})
+    assert shapes(model)[-1] == (10, 1)
+
+
+def test_a_computed_bias_stops_its_own_layer():
+    text = """agraph (float[N, 12] x, float[20] b) => (float[N, 10] z)
+    { a = Gemm(x, W1, b) z = MatMul(a, W2) }"""
+    weights = {"W1": dense(12, 20), "W2": without(dense(20, 10), rows=(3,))}
+    model, step = shrink(model_from(text, weights), X | {"b": dense(20)})
+    assert shapes(model) == [(20, 12), (10, 20)]
+    assert "1 of 20 features are dead, but the bias of" in step.refused[0].text
+    assert "is computed" in step.refused[0].text
