@@ -6,7 +6,6 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -130,8 +129,3 @@ def layer_name(node: ir.Node, weight: ir.Value | None = None) -> str:
             return path[-2]
     name = node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
     return name.strip("/").replace("/", ".")
-
-
-def transposed(array: Array) -> Array:
-    """The transposed matrix, contiguous."""
-    return np.ascontiguousarray(array.T)

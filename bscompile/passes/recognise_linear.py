@@ -37,7 +37,6 @@ from bscompile.passes.graph import (
     replace,
     same_shape,
     static_shape,
-    transposed,
 )
 
 Array = npt.NDArray[Any]
@@ -77,7 +76,7 @@ class RecogniseLinear(GraphPass):
             if _rank(x) < 2:
                 return "x is a vector or of unknown rank"
             name = layer_name(node, operand)
-            form, pattern = _best_form(transposed(weight))
+            form, pattern = _best_form(weight.T)
             made = make_node(LinearOp(name, form), graph, x, output=node.outputs[0])
             self._done(graph, node, [made], pattern)
             return None
@@ -86,7 +85,7 @@ class RecogniseLinear(GraphPass):
         assert weight is not None
         if weight.ndim != 2 or _rank(x) < 2:
             return "constant on the left with a batched or unknown operand"
-        form, pattern = _best_form(np.ascontiguousarray(weight))
+        form, pattern = _best_form(weight)
         if not pattern.is_block_sparse:
             return f"constant on the left, {pattern.reason}: transposing x would not pay"
         name = layer_name(node, operand)
@@ -105,7 +104,7 @@ class RecogniseLinear(GraphPass):
         if weight is None:
             return "constant on the left of Gemm"
         alpha = node.attributes.get_float("alpha", 1.0)
-        weight = np.ascontiguousarray(weight) if _flag(node, "transB") else transposed(weight)
+        weight = weight if _flag(node, "transB") else weight.T
         weight = weight if alpha == 1.0 else (weight * np.float32(alpha)).astype(np.float32)
         name = layer_name(node, operand)
         new: list[ir.Node] = []
@@ -144,7 +143,7 @@ class RecogniseLinear(GraphPass):
         geometry = _geometry(node, x, (int(kernel.shape[2]), int(kernel.shape[3])))
         if isinstance(geometry, str):
             return geometry
-        form, pattern = _best_form(np.ascontiguousarray(kernel.reshape(len(kernel), -1)))
+        form, pattern = _best_form(kernel.reshape(len(kernel), -1))
         bias = tuple(value for value in node.inputs[2:] if value is not None)
         op = LinearOp(layer_name(node, operand), form, ("bias",) * len(bias), geometry)
         made = make_node(op, graph, x, bias, node.outputs[0])
@@ -166,11 +165,11 @@ class RecogniseLinear(GraphPass):
 
 
 def _best_form(weight: Array) -> tuple[Weight, BlockPattern]:
-    """W [out, in] as a block-sparse matrix where it has zero blocks."""
+    """W [out, in], which may be a view, as a block-sparse matrix where it has zero blocks."""
     pattern = detect_blocks(weight)
     if pattern.is_block_sparse:
         return BlockSparseMatrix.from_dense(weight, pattern.block), pattern
-    return weight, pattern
+    return np.ascontiguousarray(weight), pattern
 
 
 def _has_constant_operand(node: ir.Node) -> bool:
