@@ -49,18 +49,52 @@ class RecogniseFactorized(GraphPass):
         tried: set[ir.Value] = set()
         for node in nodes:
             x = node.inputs[0] if is_op(node, "Reshape") and node.graph is graph else None
-            if x is not None and x not in tried and constant(x) is None:
+            if x is None or constant(x) is not None:
+                continue
+            if x not in tried:
                 tried.add(x)
-                self._try(graph, x, nodes, order)
+                if self._try(graph, x, nodes, order):
+                    continue
+            if node.graph is graph and _static_tail(x):
+                self._try_flattened(graph, x, node, nodes, order)
         return bool(self.applied)
+
+    def _try_flattened(
+        self,
+        graph: ir.Graph,
+        x: ir.Value,
+        reshape: ir.Node,
+        nodes: list[ir.Node],
+        order: dict[ir.Node, int],
+    ) -> None:
+        """Try x [..., h, d] as [..., h d]: exporters merge the Reshape that joins attention heads
+        with the one that takes a layer's input apart.
+        """
+        assert x.shape is not None
+        *lead, heads, size = x.shape
+        target = ir.tensor(np.array([0] * len(lead) + [-1]), name=f"{x.name}.joined")
+        shape = ir.Value(name=target.name, const_value=target)
+        shape.shape, shape.dtype = ir.Shape([len(lead) + 1]), ir.DataType.INT64
+        join = ir.Node("", "Reshape", [x, shape])
+        flat = join.outputs[0]
+        flat.name, flat.type = f"{x.name}.flat", x.type
+        flat.shape = ir.Shape([*lead, int(heads) * int(size)])  # type: ignore[arg-type]
+        reshape.replace_input_with(0, flat)
+        if self._try(graph, flat, nodes, order):
+            graph.register_initializer(shape)
+            graph.insert_before(next(iter(flat.uses())).node, join)
+        else:
+            reshape.replace_input_with(0, x)
+            join.replace_input_with(0, None)
 
     def _try(
         self, graph: ir.Graph, x: ir.Value, nodes: list[ir.Node], order: dict[ir.Node, int]
-    ) -> None:
+    ) -> bool:
+        """Rewrite the nearest region from x that is a factorized layer, if there is one."""
         if x.dtype != ir.DataType.FLOAT or x.shape is None or len(x.shape) < 2:
-            return
+            return False
         if not isinstance(x.shape[-1], int):
-            return
+            return False
         for region in regions_from(x, nodes, order):
             if region.factors < 2 or any(node.graph is None for node in region.nodes):
                 continue
@@ -77,7 +111,8 @@ class RecogniseFactorized(GraphPass):
                 self.refused_for(name, f"looks factorized, but {found}")
             else:
                 self._rewrite(graph, name, region, found, probe)
-                return
+                return True
+        return False
 
     def _rewrite(
         self, graph: ir.Graph, name: str, region: LinearRegion, factors: KroneckerSum, probe: Probe
@@ -104,6 +139,16 @@ class RecogniseFactorized(GraphPass):
         made.metadata_props[FOUND_KEY] = found.to_json()
         replace(graph, region.nodes, new)
         self.applied_to(name, f"{len(region.nodes)} nodes are one layer: {found.reason}")
+
+
+def _static_tail(x: ir.Value) -> bool:
+    """Whether x is [..., h, d] with at least one leading axis and both sizes known."""
+    return (
+        x.dtype == ir.DataType.FLOAT
+        and x.shape is not None
+        and len(x.shape) >= 3
+        and all(isinstance(d, int) for d in x.shape[-2:])
+    )
 
 
 def found_kronecker(factors: KroneckerSum) -> BlockPattern:

@@ -223,3 +223,38 @@ def test_a_float64_graph_is_left_alone():
     proto = model_from(text, {k: v.astype(np.float64) for k, v in weights().items()})
     model, _ = recognise(proto, {"x": dense(5, 16).astype(np.float64)})
     assert layers(model) == []
+
+
+@pytest.mark.parametrize("rows", ["1, 6", "N, 6"])
+def test_heads_that_were_joined_by_the_same_reshape(rows):
+    """Exporters merge «join the attention heads» with «cut into blocks» into one Reshape."""
+    text = f"""
+    agraph (float[{rows}, 2, 8] heads) => (float[{rows}, 12] y)
+    <int64[3] cut = {{-1, 4, 4}}, int64[3] join = {{-1, 6, 12}}>
+    {{
+        x = Neg(heads)
+        X = Reshape(x, cut)
+        Z = MatMul(X, B)
+        Y = MatMul(A, Z)
+        y = Reshape(Y, join)
+    }}
+    """
+    proto = model_from(text, weights())
+    model, _ = recognise(proto, {"heads": dense(1, 6, 2, 8)})
+    assert op_types(model) == ["Neg", "Reshape", "KroneckerMatMul"]
+    assert layers(model)[0].shape == (12, 16)
+
+
+def test_a_reshape_that_only_joins_heads_is_left_alone():
+    text = """
+    agraph (float[N, 6, 2, 8] heads) => (float[N, 6, 12] y)
+    <int64[3] cut = {-1, 6, 16}>
+    {
+        x = Reshape(heads, cut)
+        y = MatMul(x, B)
+    }
+    """
+    proto = model_from(text, {"B": dense(16, 12)})
+    model, step = recognise(proto, {"heads": dense(3, 6, 2, 8)})
+    assert op_types(model) == ["Reshape", "MatMul"]
+    assert not step.applied
