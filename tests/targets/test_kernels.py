@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -88,13 +90,21 @@ def test_dense(machine, shape, m, rng):
     check(machine, "dense", LinearOp("layer", weight, ("bias", "relu")), m, rng)
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", templates("block_sparse"))
-@pytest.mark.parametrize("block", BLOCKS)
+def takes(machine, name, block):
+    """Whether the template runs blocks of that size: rows keeps a sum for each output."""
+    return name != "block_sparse_rows" or block[0] <= machine.hardware.vector_bytes // 4
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "block"),
+    [
+        case
+        for case in itertools.product(MACHINES, templates("block_sparse"), BLOCKS)
+        if takes(*case)
+    ],
+)
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 def test_block_sparse_blocks(machine, name, block, density, rng):
-    if name == "block_sparse_rows" and block[0] > 24 * machine.hardware.vector_bytes // 64:
-        pytest.skip("so many outputs do not fit the registers")
     turn = (BLOCKS.index(block) + int(10 * density)) % 4
     m = (33, 9, 8, 2)[turn] if name == "block_sparse_outputs" else (33, 16, 18, 70)[turn]
     weight = block_sparse(rng, SHAPES[turn], block, density)
@@ -131,7 +141,7 @@ def test_epilogues(machine, name, epilogue, rng):
 def test_symbolic_rows(machine, name, rng):
     op = layer(rng, name, ("bias", "residual", "relu"))
     run = build_kernel(machine, name, op, None)
-    for m in (1, 2, 7, 8, 9, 33, 70, 130):
+    for m in (0, 1, 2, 7, 8, 9, 33, 70, 130):
         check_run(run, name, op, m, rng)
 
 

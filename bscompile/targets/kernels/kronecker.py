@@ -9,15 +9,16 @@ from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing import Operands, balance
 from bscompile.targets.kernels.roofline import (
+    epilogue_units,
     even,
     lanes_of,
     registers_of,
     row_tiles,
     seconds,
-    store_units,
     task_counts,
     vector_units,
 )
+from bscompile.targets.kernels.vectors import pieces
 
 BLOCK_STEP = 1.3  # units of one multiply-add of the small dense step, broadcast included
 NEXT = 1.5  # units to go on to the next coefficient
@@ -60,7 +61,8 @@ class KroneckerTemplate(KernelTemplate):
         prepared = 4.0 * problem.k // bw * flat * (rank if b_first else 1)
         live = rank * vector_units(flat, lanes) + NEXT
         units = problem.nnzb * live + block_rows * NEXT_ROW
-        units += block_rows * store_units(problem, rows, bh, lanes)
+        # Sums leave block by block; the epilogue runs on full vectors of several blocks.
+        units += block_rows * rows * (len(pieces(bh, lanes)) + bh / lanes * epilogue_units(problem))
         if b_first:
             units += repeats * block_cols * product
         else:

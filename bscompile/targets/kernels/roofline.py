@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from bscompile.targets.base import HardwareSpec, Problem
 from bscompile.targets.kernels.vectors import pieces
 
-NARROW = 0.65  # units of a multiply-add on half a register or less
+NARROW = 0.55  # units of a multiply-add on half a register or less
 LOOP = 6.0  # units to fetch an index and start over
 TILE = 25.0  # units to set up and leave a register tile
 OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
-LOAD, BROADCAST = 1.3, 0.5  # units of reading a vector, a scalar into all lanes
+LOAD = 1.3  # units of reading a vector
 
 # Units per vector of outputs.
 _STEPS = {"bias": 1.0, "residual": 2.0, "relu": 1.0, "gelu": 21.0, "gelu_tanh": 22.0, "silu": 18.0}
@@ -28,8 +28,8 @@ def lanes_of(hardware: HardwareSpec) -> int:
 
 
 def registers_of(hardware: HardwareSpec) -> int:
-    """Vector registers that may hold accumulators; some are left for operands."""
-    return 24 if hardware.vector_bytes == 64 else 12
+    """Vector registers for accumulators: half of them, so that LLVM never has to spill."""
+    return 16 if hardware.vector_bytes == 64 else 8
 
 
 def even(items: int, tasks: int) -> float:
@@ -50,13 +50,18 @@ def vector_units(width: int, lanes: int) -> float:
 def input_units(rows: int, width: int, lanes: int) -> float:
     """Units of one input against ``rows`` rows x ``width`` outputs held in registers."""
     vectors = vector_units(width, lanes)
-    return max(rows * vectors, (LOAD + BROADCAST * rows) * vectors)
+    broadcast = 0.5 if lanes == 16 else 1.0  # a load; multiply-adds of 64 bytes take two slots
+    return max(rows * vectors, LOAD * vectors + broadcast * rows)
 
 
 def store_units(problem: Problem, rows: int, width: int, lanes: int) -> float:
     """Units of the epilogue and the store of a tile."""
-    vectors = sum(1 for _ in pieces(width, lanes))
-    return rows * vectors * (2.0 + sum(_STEPS[step] for step in problem.epilogue))
+    return rows * len(pieces(width, lanes)) * (2.0 + epilogue_units(problem))
+
+
+def epilogue_units(problem: Problem) -> float:
+    """Units of the epilogue of one vector."""
+    return sum(_STEPS[step] for step in problem.epilogue)
 
 
 def seconds(
