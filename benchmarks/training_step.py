@@ -57,8 +57,8 @@ class Contender:
         self.seconds.append(time.process_time() - begun)
 
     def saved_bytes(self) -> int:
-        """What autograd keeps, parameters left out, each storage once."""
-        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        """What autograd keeps, parameters and masks left out, each storage once."""
+        own = {t.untyped_storage().data_ptr() for t in self.model.state_dict().values()}
         kept: dict[int, int] = {}
 
         def keep(t: torch.Tensor) -> torch.Tensor:

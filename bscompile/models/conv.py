@@ -121,12 +121,17 @@ class BlockSparseConv2d(KroneckerWeight):
             x, self.kernel_size, self.dilation, self.padding, self.stride
         )
         rows = patches.transpose(1, 2)  # [N, L, in kh kw], channels slowest
-        c, form = self.coefficients(), self.form
         if self.groups == 1:
-            y = kronecker_linear(rows, c, self.B, form)
+            y = kronecker_linear(rows, self.S, self.mask, self.A, self.B, self.form)
         else:
-            parts = zip(rows.chunk(self.groups, -1), c.chunk(self.groups, 1), strict=True)
-            y = torch.cat([kronecker_linear(p, part, self.B, form) for p, part in parts], -1)
+            parts = zip(
+                rows.chunk(self.groups, -1),
+                self.S.chunk(self.groups, 0),
+                self.mask.chunk(self.groups, 0),
+                self.A.chunk(self.groups, 1),
+                strict=True,
+            )
+            y = torch.cat([kronecker_linear(*part, self.B, self.form) for part in parts], -1)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.transpose(1, 2).reshape(x.shape[0], self.out_channels, *self._size(x))

@@ -1,4 +1,4 @@
-"""y = x Wᵀ with W = Σᵢ Cᵢ ⊗ Bᵢ, forward and backward, saving nothing but x, C and B.
+"""y = x Wᵀ with W = Σᵢ Cᵢ ⊗ Bᵢ, C = S∘A, forward and backward, saving only x and the factors.
 
 Activations are handled feature-major (xᵀ [n, N]): then both contractions are plain matrix
 products on views, without moving the intermediate tensor.
@@ -48,13 +48,17 @@ def cheapest_form(shape: tuple[int, int], block: Block, rank: int) -> Form:
     return min(FORMS, key=cost.__getitem__)
 
 
-def kronecker_linear(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Form) -> Tensor:
-    """Apply Σᵢ Cᵢ ⊗ Bᵢ to the last dimension of x.
+def kronecker_linear(
+    x: Tensor, S: Tensor, mask: Tensor, A: Tensor, B: Tensor, form: Form
+) -> Tensor:
+    """Apply Σᵢ (S∘mask∘Aᵢ) ⊗ Bᵢ to the last dimension of x.
 
     Args:
         x: Float [..., n1 bw].
-        coefficients: C = S∘A, float [r, m1, n1].
-        patterns: B, float [r, bh, bw].
+        S: Float [m1, n1].
+        mask: Bool [m1, n1]; gets no gradient.
+        A: Float [r, m1, n1].
+        B: Float [r, bh, bw].
         form: How to contract; the result is the same up to rounding.
 
     Returns:
@@ -63,7 +67,7 @@ def kronecker_linear(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Fo
     Raises:
         UsageError: The last dimension of x is not n1 bw, or the form is unknown.
     """
-    inner = coefficients.shape[2] * patterns.shape[2]
+    inner = A.shape[2] * B.shape[2]
     if x.shape[-1] != inner:
         raise UsageError(f"block-sparse layer: wanted input [..., {inner}], got {list(x.shape)}")
     if form not in FORMS:
@@ -72,49 +76,60 @@ def kronecker_linear(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Fo
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         # Cast here, so that backward, which runs without autocast, sees the same dtypes.
         dtype = torch.get_autocast_dtype(kind)
-        x, coefficients, patterns = (t.to(dtype) for t in (x, coefficients, patterns))
+        x, S, A, B = (t.to(dtype) for t in (x, S, A, B))
     rows = x.reshape(-1, inner)
-    y: Tensor = _KroneckerProduct.apply(rows, coefficients, patterns, form)  # type: ignore[no-untyped-call]
+    y: Tensor = _KroneckerProduct.apply(rows, S, mask, A, B, form)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class _KroneckerProduct(torch.autograd.Function):
-    """Rows [N, n], C [r, m1, n1], B [r, bh, bw] -> [N, m]."""
+    """Rows [N, n], S, mask, A, B -> [N, m]."""
 
     @staticmethod
-    def forward(x: Tensor, coefficients: Tensor, patterns: Tensor, form: Form) -> Tensor:
+    def forward(x: Tensor, S: Tensor, mask: Tensor, A: Tensor, B: Tensor, form: Form) -> Tensor:
         contract = {"b_first": _b_first, "a_first": _a_first, "built": _built}[form]
-        return contract(x.T.contiguous(), coefficients, patterns).T.contiguous()
+        return contract(x.T.contiguous(), S * mask * A, B).T.contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, coefficients, patterns, ctx.form = inputs
-        ctx.save_for_backward(x, coefficients, patterns)
+        x, S, mask, A, B, ctx.form = inputs
+        ctx.save_for_backward(x, S, mask, A, B)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, coefficients, patterns = ctx.saved_tensors
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor, None, Tensor, Tensor, None]:
+        x, S, mask, A, B = ctx.saved_tensors
+        scale = S * mask
         gradient = {"b_first": _b_first_grad, "a_first": _a_first_grad, "built": _built_grad}
-        dx, dc, db = gradient[ctx.form](
-            grads[0].T.contiguous(), x.T.contiguous(), coefficients, patterns
+        dx, dc, dB = gradient[ctx.form](
+            grads[0].T.contiguous(),
+            x.T.contiguous(),
+            scale * A,
+            B,
+            ctx.needs_input_grad[0],  # the first layer of a model need not pay for it
         )
-        return dx.T.contiguous(), dc, db, None
+        dS = (dc * A).sum(0) * mask
+        return None if dx is None else dx.T.contiguous(), dS, None, dc * scale, dB, None
+
+
+Gradients = tuple[Tensor | None, Tensor, Tensor]
 
 
 def _b_first(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
-    z = torch.matmul(b.reshape(r * bh, bw), xt.view(n1, bw, rows))  # [n1, r bh, N]
+    z = _each(b.reshape(r * bh, bw), xt.view(n1, bw, rows))  # [n1, r bh, N]
     return (_terms_last(c) @ z.view(n1 * r, bh * rows)).view(m1 * bh, rows)
 
 
-def _b_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _b_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
     stacked, terms, x = b.reshape(r * bh, bw), _terms_last(c), xt.view(n1, bw, rows)
     g = gt.view(m1, bh * rows)
-    z = torch.matmul(stacked, x).view(n1 * r, bh * rows)
+    z = _each(stacked, x).view(n1 * r, bh * rows)
     dc = (g @ z.T).view(m1, n1, r).permute(2, 0, 1)
     dz = (terms.T @ g).view(n1, r * bh, rows)
-    dx = torch.matmul(stacked.T, dz).view(n1 * bw, rows)
+    dx = _each(stacked.T, dz).view(n1 * bw, rows) if with_dx else None
     db = torch.bmm(dz, x.transpose(1, 2)).sum(0).view(r, bh, bw)
     return dx, dc, db
 
@@ -122,18 +137,18 @@ def _b_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor,
 def _a_first(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
     u = _terms_inner(c) @ xt.view(n1, bw * rows)  # [m1 r, bw N]
-    return torch.matmul(_side_by_side(b), u.view(m1, r * bw, rows)).view(m1 * bh, rows)
+    return _each(_side_by_side(b), u.view(m1, r * bw, rows)).view(m1 * bh, rows)
 
 
-def _a_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _a_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
     side, terms, x = _side_by_side(b), _terms_inner(c), xt.view(n1, bw * rows)
     g = gt.view(m1, bh, rows)
     u = (terms @ x).view(m1, r * bw, rows)
     db = torch.bmm(g, u.transpose(1, 2)).sum(0).view(bh, r, bw).permute(1, 0, 2)
-    du = torch.matmul(side.T, g).view(m1 * r, bw * rows)
+    du = _each(side.T, g).view(m1 * r, bw * rows)
     dc = (du @ x.T).view(m1, r, n1).permute(1, 0, 2)
-    dx = (terms.T @ du).view(n1 * bw, rows)
+    dx = (terms.T @ du).view(n1 * bw, rows) if with_dx else None
     return dx, dc, db
 
 
@@ -141,12 +156,17 @@ def _built(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
     return merge_factors(c, b) @ xt
 
 
-def _built_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _built_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
     (r, m1, n1), (_, bh, bw) = c.shape, b.shape
     dw = to_blocks(gt @ xt.T, (bh, bw)).reshape(m1 * n1, bh * bw)
     dc = (b.reshape(r, bh * bw) @ dw.T).view(r, m1, n1)
     db = (c.reshape(r, m1 * n1) @ dw).view(r, bh, bw)
-    return merge_factors(c, b).T @ gt, dc, db
+    return merge_factors(c, b).T @ gt if with_dx else None, dc, db
+
+
+def _each(small: Tensor, batch: Tensor) -> Tensor:
+    """One small matrix [k, l] times each of [p, l, N], without copying it p times."""
+    return torch.bmm(small.expand(batch.shape[0], -1, -1), batch)
 
 
 def _terms_last(c: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ class BlockSparseLinear(KroneckerWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        y = kronecker_linear(x, self.coefficients(), self.B, self.form)
+        y = kronecker_linear(x, self.S, self.mask, self.A, self.B, self.form)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
