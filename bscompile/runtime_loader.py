@@ -34,10 +34,16 @@ def load_ffi() -> Any:
     Raises:
         TargetError: the runtime is not installed, or its libraries cannot be loaded.
     """
-    # One worker per processor at most, read once per calling thread when its pool starts, and
-    # not bound to cores: binding costs all speed-up when something else runs on them.
-    os.environ.setdefault("TVM_NUM_THREADS", str(available_threads()))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    # TVM reads these when a calling thread's pool starts. What the user has set stays.
+    for name, value in {
+        "TVM_NUM_THREADS": str(available_threads()),  # at most one worker per processor
+        "TVM_BIND_THREADS": "0",  # bound to cores, they wait for whatever else runs there
+        # Idle workers yield this often before they sleep: milliseconds, which spans the gaps
+        # within a call. TVM's own 300000 burns a core for a tenth of a second after each call
+        # and holds up the end of every thread that made one.
+        "TVM_THREAD_POOL_SPIN_COUNT": "10000",
+    }.items():
+        os.environ.setdefault(name, value)
     with _import_lock:
         ffi = _import_without_torch("tvm_ffi", hint="pip install apache-tvm-ffi")
     package = importlib.util.find_spec("tvm")  # finds the folder, imports nothing

@@ -154,6 +154,30 @@ def test_threads_share_a_model(model):
     assert not failures
 
 
+def test_threads_that_end_take_their_workers_along(path):
+    out = run_python(
+        """
+        import os, sys, threading, time
+        import numpy as np
+        import bscompile
+        model = bscompile.load(sys.argv[1])
+        x = np.ones((3, 8), np.float32)
+        model.run({"x": x})
+        before = len(os.listdir("/proc/self/task"))
+        for _ in range(10):
+            thread = threading.Thread(target=model.run, args=({"x": x},))
+            thread.start()
+            thread.join()
+        deadline = time.monotonic() + 30
+        while len(os.listdir("/proc/self/task")) > before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        print(len(os.listdir("/proc/self/task")) - before)
+        """,
+        path,
+    )
+    assert out.split() == ["0"]
+
+
 def test_profile_names_every_kernel(model):
     calls = model.profile({"x": rows(16)}, repeats=2)
     assert any("matmul" in symbol for symbol, _ in calls)
