@@ -34,7 +34,7 @@ from bscompile.passes.linear_region import LinearRegion, NotLinear, regions_from
 Array = npt.NDArray[Any]
 
 _LARGEST_WEIGHT = 2**27  # entries; more are not evaluated
-_DOUBLE_WEIGHT = 2**24  # entries up to which W is evaluated in float64
+_DOUBLE_WEIGHT = 2**18  # entries up to which W is evaluated in float64, which takes longer
 _WORK_ENTRIES = 2**21  # of x or y, per evaluated batch of rows
 
 
