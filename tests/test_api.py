@@ -70,3 +70,25 @@ def test_a_broken_library_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime_loader.importlib.util, "find_spec", lambda name: Spec)
     with pytest.raises(TargetError, match="the TVM runtime cannot be loaded"):
         runtime_loader.load_ffi.__wrapped__()
+
+
+def test_compiling_imports_no_torch(tmp_path):
+    code = """
+        import sys
+        import onnx.parser
+        import bscompile
+
+        text = '<ir_version: 9, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) '
+        compiled = bscompile.build(onnx.parser.parse_model(text + "{ y = Relu(x) }"))
+        assert "tvm" in sys.modules
+        print("torch" in sys.modules)
+        import torch
+        print(bscompile.load(compiled.save(sys.argv[1]))(torch.tensor([-1.0, 2.0])))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "m.bsc")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "[0.", "2.]"]
