@@ -41,7 +41,6 @@ class Scale:
                 found = [v for v in found if self.low <= v <= self.high]
                 if len(found) >= 4:
                     return found
-            return found or [self.low, self.high]
         span = (self.high - self.low) or 1.0
         step = 10.0 ** math.floor(math.log10(span / 4))
         step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 6)

@@ -69,7 +69,7 @@ class ChildMeasurer(Measurer):
         }
         try:
             answer: list[Measurement] = self._ask(
-                worker.MEASURE, body, self._seconds * len(variants)
+                worker.MEASURE, body, self._seconds * max(1, len(variants))
             )
         except TimeoutError:
             limit = f"took longer than {self._seconds:g} s"

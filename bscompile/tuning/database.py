@@ -86,10 +86,11 @@ class Database:
         Raises:
             StorageError: the file cannot be written.
         """
-        new = [record for record in records if record.to_json() not in self._lines]
+        lines = {record.to_json(): record for record in records}
+        new = {line: record for line, record in lines.items() if line not in self._lines}
         if new and self.path is not None:
-            _append(self.path, "".join(f"{record.to_json()}\n" for record in new))
-        for record in new:
+            _append(self.path, "".join(f"{line}\n" for line in new))
+        for record in new.values():
             self._keep(record)
         return len(new)
 

@@ -26,6 +26,7 @@ _FINAL_ROUNDS = 15
 _HOPELESS = 2.0  # times the best so far: not worth timing well
 _FIRST_KINDS = 6  # forms and blocks whose best by cost model is tried first
 _SAME_BUT_PATTERN = 0.3  # distance below which a layer needs only a few trials of its own
+_DENSE_TRIES = 8
 _MISSES = 40  # proposals in a row that bring nothing new
 
 #: Called after each trial: trials so far, of how many, the best so far.
@@ -70,7 +71,9 @@ class LayerSearch:
         self._layer, self._measurers = layer, measurers
         self._database, self._options = database, options
         self._key = layer.key
-        self._space = Space(worth_trying(all_variants(layer)))
+        everything = all_variants(layer)
+        self._dense = [variant for variant in everything if variant.form == "dense"]
+        self._space = Space(worth_trying(everything))
         if not len(self._space):
             raise TargetError(f"{layer.op.name}: target {self._key.target} has no kernel for it")
         self._neighbours = database.nearest(self._key)
@@ -137,13 +140,12 @@ class LayerSearch:
 
     def _first_tries(self) -> list[Variant]:
         variants = self._space.variants
-        dense = [variant for variant in variants if variant.form == "dense"]
         kinds: dict[str, Variant] = {}
         for variant in variants:
             kinds.setdefault(variant.label, variant)
         known = (self._space.find(best.winner.variant) for _, best in self._neighbours)
         wanted = [
-            *dense[:1],
+            *self._dense[:1],
             *variants[:1],
             *(variant for variant in known if variant is not None),
             *list(kinds.values())[:_FIRST_KINDS],
@@ -187,8 +189,18 @@ class LayerSearch:
         self._database.add([record])
         return record
 
+    def _find_dense(self) -> None:
+        """Nothing may win without a dense form to beat: try others where the first one failed."""
+        for variant in self._dense[:_DENSE_TRIES]:
+            if any(r.variant.form == "dense" and r.status == OK for r in self._records.values()):
+                return
+            if variant not in self._records:
+                (measurement,) = self._measurers[0].measure([variant])
+                self._records[variant] = self._keep(variant, measurement)
+
     def _compare_finalists(self) -> None:
         """Time the fastest few and the dense form in turns: noise then hits all of them alike."""
+        self._find_dense()
         right = [record for record in self._records.values() if record.status == OK]
         right.sort(key=lambda record: record.time)
         dense = [record for record in right if record.variant.form == "dense"]
