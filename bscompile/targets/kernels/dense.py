@@ -7,12 +7,14 @@ import numpy as np
 from bscompile.dialect import Weight, dense_weight
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.roofline import (
+    COLLIDE,
     TILE,
     even,
     input_units,
     lanes_of,
     registers_of,
     row_tiles,
+    rows_collide,
     seconds,
     store_units,
     task_counts,
@@ -47,6 +49,8 @@ class DenseTemplate(KernelTemplate):
         tile = problem.k * input_units(rows, width, lanes) + TILE
         tile += store_units(problem, rows, width, lanes)
         panel_bytes = 4 * problem.k * width
+        if rows_collide(hardware, problem.k, rows):
+            tile += problem.k * rows / 16 * COLLIDE
         # Each panel comes once from where W stays, then again for each further row tile.
         traffic = [
             (panels * panel_bytes, panels * panel_bytes / tasks),

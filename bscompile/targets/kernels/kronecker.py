@@ -9,11 +9,13 @@ from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing import Operands, balance
 from bscompile.targets.kernels.roofline import (
+    COLLIDE,
     epilogue_units,
     even,
     lanes_of,
     registers_of,
     row_tiles,
+    rows_collide,
     seconds,
     task_counts,
     vector_units,
@@ -61,6 +63,8 @@ class KroneckerTemplate(KernelTemplate):
         prepared = 4.0 * problem.k // bw * flat * (rank if b_first else 1)
         live = rank * vector_units(flat, lanes) + NEXT
         units = problem.nnzb * live + block_rows * NEXT_ROW
+        if rows_collide(hardware, problem.k, rows):
+            units += repeats * block_cols * rows * COLLIDE
         # Sums leave block by block; the epilogue runs on full vectors of several blocks.
         units += block_rows * rows * (len(pieces(bh, lanes)) + bh / lanes * epilogue_units(problem))
         if b_first:
@@ -68,7 +72,8 @@ class KroneckerTemplate(KernelTemplate):
         else:
             units += repeats * block_cols * rows + block_rows * product
             units += (rank - 1) * problem.nnzb * NEXT
-        read = 4.0 * problem.nnzb * flat * rank
+        # Further terms of A first find their inputs in the nearest cache.
+        read = 4.0 * problem.nnzb * flat * (rank if b_first else 1)
         traffic = [(read * tiles, prepared), (4.0 * problem.nnzb * (rank + 1) * tiles, 0.0)]
         share = even(tiles if by_rows else block_rows, tasks)
         return seconds(hardware, share, tiles * units, traffic)

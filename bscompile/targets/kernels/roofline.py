@@ -8,12 +8,14 @@ The constants were fitted on a Zen 4 and checked by benchmarks/cost_model_rank.p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
 from bscompile.targets.base import HardwareSpec, Problem
 from bscompile.targets.kernels.vectors import pieces
 
 NARROW = 0.55  # units of a multiply-add on half a register or less
 LOOP = 6.0  # units to fetch an index and start over
+COLLIDE = 10.0  # units of reading an element whose line has been evicted
 TILE = 25.0  # units to set up and leave a register tile
 OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
 LOAD = 1.3  # units of reading a vector
@@ -30,6 +32,18 @@ def lanes_of(hardware: HardwareSpec) -> int:
 def registers_of(hardware: HardwareSpec) -> int:
     """Vector registers for accumulators: half of them, so that LLVM never has to spill."""
     return 16 if hardware.vector_bytes == 64 else 8
+
+
+def rows_collide(hardware: HardwareSpec, k: int, rows: int) -> bool:
+    """Whether the same column of ``rows`` rows of x cannot stay in the nearest cache.
+
+    Rows that are a multiple of many cache lines apart share few of the cache's sets.
+    """
+    line, ways = 64, 8
+    sets = max(1, hardware.cache_bytes[0] // (line * ways))
+    if 4 * k % line:
+        return False
+    return rows > ways * (sets // gcd(sets, 4 * k // line))
 
 
 def even(items: int, tasks: int) -> float:
