@@ -62,7 +62,9 @@ def reshape(view: NodeView) -> Any:
     """Reshape: 0 copies a size, -1 takes what is left."""
     data, shape = view.expr(0), view.known(1)
     if shape is None:
-        return relax.op.reshape(data, _runtime_shape(view, view.expr(1)))
+        sizes = _runtime_shape(view, _filled_shape(view, data))
+        _check_total(view.bb, list(sizes.values), shape_of(data))
+        return relax.op.reshape(data, sizes)
     old = shape_of(data)
     wanted = shape.ints()
     keeps_zero = view.attributes.get("allowzero", 0)
@@ -74,7 +76,36 @@ def reshape(view: NodeView) -> Any:
         hole = next(i for i, s in enumerate(sizes) if isinstance(s, int) and s == -1)
         rest = product([_int64(s) for i, s in enumerate(sizes) if i != hole])
         sizes[hole] = simplify(tirx.floordiv(product(old), rest))
+    _check_total(view.bb, sizes, old)
     return reshaped(view.bb, data, sizes)
+
+
+def _check_total(bb: relax.BlockBuilder, sizes: list[Any], old: list[Any]) -> None:
+    """Let the running model compare two totals, unless they are surely equal.
+
+    A view of more than there is would read foreign memory, and one of less would lose a rest.
+    """
+    new, total = product([_int64(size) for size in sizes]), product(old)
+    if not same_size(new, total):
+        bb.match_cast(bb.emit(relax.ShapeExpr([new])), relax.ShapeType([total]))
+
+
+def _filled_shape(view: NodeView, data: Any) -> Any:
+    """Reshape's second input with 0 and -1 replaced while the model runs: int64 [rank]."""
+    bb, shape, old = view.bb, view.expr(1), shape_of(data)
+    zero, one, hole = (relax.const(v, "int64") for v in (0, 1, -1))
+    if not view.attributes.get("allowzero", 0):
+        rank = int(shape_of(shape)[0])
+        same = [*old, *[tirx.const(0, "int64")] * rank][:rank]
+        kept = bb.emit(relax.op.shape_to_tensor(relax.ShapeExpr(same)))
+        shape = bb.emit(relax.op.where(relax.op.equal(shape, zero), kept, shape))
+    is_hole = bb.emit(relax.op.equal(shape, hole))
+    rest = bb.emit(relax.op.prod(relax.op.where(is_hole, one, shape)))
+    total = bb.emit(relax.op.shape_to_tensor(relax.ShapeExpr([product(old)])))
+    # A rest of zero is no valid shape; it must not divide.
+    left = relax.op.floor_divide(total, relax.op.maximum(rest, one))
+    filled = relax.op.where(is_hole, left, shape)
+    return bb.emit(relax.op.maximum(filled, zero))  # what is still negative fits nothing
 
 
 def _runtime_shape(view: NodeView, shape: Any) -> Any:
