@@ -68,9 +68,9 @@ class CompiledModel:
     """
 
     manifest: Manifest
-    members: dict[str, bytes]
+    members: dict[str, bytes] = field(repr=False)
     weights: dict[str, npt.NDArray[Any]] = field(repr=False)
-    report: Report
+    report: Report = field(repr=False)
 
     def save(self, path: str | Path) -> Path:
         """Write the artifact atomically and return its path.
@@ -137,7 +137,7 @@ class _Prepared:
 
     context: TargetContext
     model: ir.Model
-    report: Report
+    report: Report = field(repr=False)
     tuning: str
 
 

@@ -13,7 +13,10 @@ a mebibyte, anything over the budget.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -46,7 +49,8 @@ class FoldConstants(GraphPass):
             output_size_limit=_LARGEST_RESULT,
             should_fold=self._should_fold,
         )
-        modified = fold(model).modified
+        with _quiet("onnxscript.optimizer._constant_folding"):
+            modified = fold(model).modified
         modified |= common.IdentityEliminationPass()(model).modified
         modified |= common.RemoveUnusedNodesPass()(model).modified
         lift = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
@@ -72,6 +76,18 @@ class FoldConstants(GraphPass):
             return False
         self._budget -= size
         return True
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without a logger's warnings: a node that the evaluator cannot compute just stays."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _result_bytes(node: ir.Node) -> int | None:
