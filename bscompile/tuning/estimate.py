@@ -18,6 +18,7 @@ from bscompile.tuning.record import OK, Variant
 from bscompile.tuning.roofline import flops, problem_in, roofline_seconds, traffic_bytes
 from bscompile.tuning.variants import all_variants
 
+_LARGEST = 2**30  # weights; a few gigabytes while they are made
 _ROUNDS = 15
 _AT_ONCE = 4  # kinds that are timed in turns, the dense form among them each time
 _PER_KIND = 2  # configurations of each form and block that are measured
@@ -62,6 +63,8 @@ def random_weight(
     """
     if min(*shape, *block) < 1:
         raise UsageError("--shape and --block need positive sides")
+    if shape[0] * shape[1] > _LARGEST:
+        raise UsageError(f"--shape {shape[0]}x{shape[1]}: at most {_LARGEST:,} weights")
     if not 0 <= density <= 1:
         raise UsageError(f"--density: 0 to 1 is wanted, got {density}")
     rng = np.random.default_rng(seed)

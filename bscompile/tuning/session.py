@@ -131,7 +131,7 @@ def tune_layers(
     """
     todo = [layer for layer in layers if not _finished(database, layer)]
     if todo:
-        _check(todo[0].context)
+        _check(todo[0].context, options.runner)
         # Large problems first: when time runs out, what is missing matters least.
         todo.sort(key=lambda layer: -layer.uses * _dense_work(layer))
         with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
@@ -212,7 +212,7 @@ def _dense_work(layer: Layer) -> int:
     return problem.rows * problem.n * problem.k
 
 
-def _check(context: TargetContext) -> None:
+def _check(context: TargetContext, runner: Runner | None) -> None:
     if context.target.compile_kernel is None:
         raise TargetError(f"target {context.target.name} cannot time single kernels")
     try:
@@ -221,3 +221,5 @@ def _check(context: TargetContext) -> None:
         raise UsageError(
             "tuning needs optuna, which is not installed", "pip install 'bscompile[tune]'"
         ) from error
+    if runner is not None:
+        runner.check()

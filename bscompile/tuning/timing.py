@@ -18,7 +18,7 @@ from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem
 from bscompile.tuning.forms import in_form
 from bscompile.tuning.measurer import Measurement
 from bscompile.tuning.record import OK, WRONG, Variant
-from bscompile.tuning.runner import Runner
+from bscompile.tuning.runner import Runner, Session
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +75,8 @@ class Bench:
         give_up: float | None,
     ) -> list[Measurement]:
         """Build and check each candidate, then time those that are right, in turns."""
-        loaded = [self._load(variant, template) for variant, template in variants]
+        session = self._runner.connect(self._target.device)
+        loaded = [self._load(variant, template, session) for variant, template in variants]
         with _turn(self._turns):
             errors = [kernel.error(self._wanted) for kernel in loaded]
             right = [error <= self._tolerance for error in errors]
@@ -90,14 +91,14 @@ class Bench:
         """Of the largest value: the error of a sum of k rounded products."""
         return 8 * float(np.finfo(self._dtype).eps) * math.sqrt(max(1, self._op.shape[1]))
 
-    def _load(self, variant: Variant, template: KernelTemplate) -> _Loaded:
+    def _load(self, variant: Variant, template: KernelTemplate, session: Session) -> _Loaded:
         weight = in_form(self._op.weight, variant.form, variant.block)
         op = self._op.with_weight(weight)
         problem = problem_of(op, self._rows, self._dtype, self._typical_rows)
         kernel = template.build(problem, weight, variant.config, self._hardware)
         assert self._target.compile_kernel is not None
         executable = self._target.compile_kernel(kernel.prim_func, self._hardware)
-        module, device = self._runner.load(executable, self._target.device)
+        module, device = session.load(executable)
         y = np.full(self._shape, np.nan, self._dtype)
         arrays = [self._x, *(array for _, array in kernel.operands), *self._tensors, y]
         import tvm

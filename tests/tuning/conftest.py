@@ -90,3 +90,9 @@ class TableMeasurer(Measurer):
 
     def close(self):
         self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _own_data_folder(monkeypatch, tmp_path_factory):
+    """Nobody's own tuning database takes part in a test."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
