@@ -127,6 +127,26 @@ def test_matmul_of_two_inputs(call):
     assert_equal_to_onnxruntime(proto, *feeds)
 
 
+@pytest.mark.parametrize("columns", [1, 15, 16, 33, 70])
+@pytest.mark.parametrize(("rows", "inner"), [(1, 1), (7, 16), (6, 33)])
+def test_matmul_of_odd_sizes(rows, inner, columns):
+    proto = model(
+        f"g (float[2,1,{rows},{inner}] x, float[3,{inner},{columns}] y) "
+        f"=> (float[2,3,{rows},{columns}] z) {{ z = MatMul(x, y) }}"
+    )
+    feeds = {"x": normal(2, 1, rows, inner), "y": normal(3, inner, columns)}
+    compiled = assert_equal_to_onnxruntime(proto, feeds)
+    assert "matmul" in functions(compiled)
+
+
+def test_matmul_of_symbolic_sizes_and_a_turned_left_side():
+    proto = model("""g (float[b,k,i] x, float[b,k,j] y) => (float[b,i,j] z) {
+        t = Transpose<perm: ints = [0, 2, 1]>(x)  z = MatMul(t, y) }""")
+    sizes = [(1, 1, 1, 1), (2, 5, 7, 33), (3, 16, 12, 50)]
+    feeds = [{"x": normal(b, k, i), "y": normal(b, k, j)} for b, k, i, j in sizes]
+    assert_equal_to_onnxruntime(proto, *feeds)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import relax
 
 from bscompile.targets.cpu.fuse_attention import FuseAttention
+from bscompile.targets.cpu.fuse_matmul import FuseMatmul
 from bscompile.targets.cpu.fuse_rows import FuseRows
 from bscompile.targets.cpu.legalize import FAST_MATH
 from bscompile.targets.cpu.schedules import Schedule
@@ -27,6 +28,7 @@ def passes(hardware: HardwareSpec) -> list[Any]:
         _T.DecomposeOpsForInference(),
         _T.CanonicalizeBindings(),
         FuseAttention(hardware),
+        FuseMatmul(hardware),
         FuseRows(hardware),
         _T.DeadCodeElimination(),
         relax.backend.DispatchSampling(),

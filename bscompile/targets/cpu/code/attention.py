@@ -146,47 +146,63 @@ class _Nest:
                     emit.store(scores, value, r, block * width + a, lanes=self.lanes)
 
     def _softmax(self, scores: Buffer, totals: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
-        """Scores -> exp(scores + mask - max), their sums inverted in ``totals``."""
-        lanes = self.lanes
-        with T.serial(0, T.int64(self.rows)) as r:
+        """Scores -> exp(scores + mask - max), their sums inverted in ``totals``.
+
+        Several rows go side by side: one row alone would wait for its own results.
+        """
+        group = next(n for n in (4, 3, 2, 1) if self.rows % n == 0)
+        lanes, within = self.lanes, range(group)
+        with T.serial(0, T.int64(self.rows // group)) as g, emit.opaque():
+            partial = emit.accumulators(group, lanes)
+            queries = [T.bind(g * group + r) for r in within]
+            where = [{"b": batch, "h": head, "s": row + r} for r in queries]
+
+            def start(value: float) -> None:
+                for acc in partial:
+                    emit.store(acc, emit.constant(value, lanes), 0, lanes=lanes)
+
             if self.mask is not None:
-                self._add_mask(scores, r, batch, head, row + r)
+                self._add_mask(scores, queries, where)
             with T.serial(T.int64(self.keys), T.int64(self.padded)) as t:
-                T.buffer_store(scores, T.float32(-math.inf), [r, t])
+                for r in queries:
+                    T.buffer_store(scores, T.float32(-math.inf), [r, t])
             vectors = T.floordiv(T.int64(self.padded), T.int64(lanes))
-            with emit.opaque():
-                partial = emit.accumulators(1, lanes)[0]
-                emit.store(partial, emit.constant(-math.inf, lanes), 0, lanes=lanes)
-                with T.serial(0, vectors) as i:
+            start(-math.inf)
+            with T.serial(0, vectors) as i:
+                for r, acc in zip(queries, partial, strict=True):
                     score = emit.load(scores, r, i * lanes, lanes=lanes)
-                    largest = T.max(emit.load(partial, 0, lanes=lanes), score)
-                    emit.store(partial, largest, 0, lanes=lanes)
-                top = across(partial, lanes, T.max)
-                emit.store(partial, emit.constant(0.0, lanes), 0, lanes=lanes)
-                with T.serial(0, vectors) as i:
+                    largest = T.max(emit.load(acc, 0, lanes=lanes), score)
+                    emit.store(acc, largest, 0, lanes=lanes)
+            tops = [across(acc, lanes, T.max) for acc in partial]
+            start(0.0)
+            with T.serial(0, vectors) as i:
+                for r, acc, top in zip(queries, partial, tops, strict=True):
                     score = emit.load(scores, r, i * lanes, lanes=lanes)
                     power = exp(score - emit.splat(top, lanes), lanes)
                     emit.store(scores, power, r, i * lanes, lanes=lanes)
-                    total = emit.load(partial, 0, lanes=lanes) + power
-                    emit.store(partial, total, 0, lanes=lanes)
-                whole = across(partial, lanes, lambda a, b: a + b)
+                    total = emit.load(acc, 0, lanes=lanes) + power
+                    emit.store(acc, total, 0, lanes=lanes)
+            for r, acc in zip(queries, partial, strict=True):
+                whole = across(acc, lanes, lambda a, b: a + b)
                 T.buffer_store(totals, T.float32(1) / whole, [r])
 
-    def _add_mask(self, scores: Buffer, r: Expr, batch: Expr, head: Expr, s: Expr) -> None:
+    def _add_mask(self, scores: Buffer, queries: list[Expr], where: list[dict[str, Expr]]) -> None:
         assert self.mask is not None
-        where = {"b": batch, "h": head, "s": s}
-        if self.mask.tensor.size("t") == 1:
-            with T.serial(0, T.int64(self.keys)) as t:
-                T.buffer_store(scores, scores[r, t] + self.mask.load(t=0, **where), [r, t])
-            return
-        whole = T.floordiv(T.int64(self.keys), T.int64(self.lanes))
+        mask = self.mask
+        shared = mask.tensor.size("s") == 1
+        lanes = 1 if mask.tensor.size("t") == 1 else self.lanes
+
+        def add(t: Expr, size: int) -> None:
+            values = [T.bind(mask.load(size, t=t, **w)) for w in (where[:1] if shared else where)]
+            for i, r in enumerate(queries):
+                value = emit.load(scores, r, t, lanes=size) + values[0 if shared else i]
+                emit.store(scores, value, r, t, lanes=size)
+
+        whole = T.floordiv(T.int64(self.keys), T.int64(lanes))
         with T.serial(0, whole) as i:
-            t = i * self.lanes
-            value = emit.load(scores, r, t, lanes=self.lanes)
-            value = value + self.mask.load(self.lanes, t=t, **where)
-            emit.store(scores, value, r, t, lanes=self.lanes)
-        with T.serial(whole * self.lanes, T.int64(self.keys)) as t:
-            T.buffer_store(scores, scores[r, t] + self.mask.load(t=t, **where), [r, t])
+            add(i * lanes, lanes)
+        with T.serial(whole * lanes, T.int64(self.keys)) as t:
+            add(t, 1)
 
     def _outputs(self, scores: Buffer, totals: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
         """Out = scores V / total."""
