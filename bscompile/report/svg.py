@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 56
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,13 @@ class Plot:
         up = self.height - _TOP - _BOTTOM
         return _LEFT + across * self.x.place(x), self.height - _BOTTOM - up * self.y.place(y)
 
-    def axes(
-        self, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]], unit: str = ""
-    ) -> None:
+    def axes(self, x_name: str, y_name: str, x_ticks: Sequence[tuple[float, str]]) -> None:
         """Grid, tick labels and names; horizontal ticks are given, vertical ones found."""
         bottom, right = self.height - _BOTTOM, self.width - _RIGHT
         for value in self.y.ticks():
             _, y = self.at(self.x.low, value)
             self._parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
-            self.text(_LEFT - 6, y + 4, f"{value:.3g}{unit}", anchor="end")
+            self.text(_LEFT - 6, y + 4, f"{value:.4g}", anchor="end")
         tilted = len(x_ticks) > 9
         for value, label in x_ticks:
             x, _ = self.at(value, self.y.low)

@@ -34,6 +34,7 @@ svg text.note { fill: var(--ink); } svg.map { max-width: 100%; border: 1px solid
   fill: var(--sparse); }
 .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); fill: none; }
 .line { fill: none; stroke-width: 2; } .band { fill: var(--band); }
+.line.best { stroke: var(--ink); }
 .line.limit { stroke: var(--soft); stroke-width: 1.5; }
 .dot { stroke: var(--card); stroke-width: 1; }
 .block_sparse { stroke: var(--sparse); }
@@ -110,11 +111,11 @@ def _section(number: int, layer: LayerSummary, hardware: HardwareSpec) -> str:
     if not layer.curve:
         return f"{head}<p>No candidate gave right results.</p></section>"
     parts = [
-        ("Latency by execution block", _curve(layer)),
         ("Convergence", _convergence(layer)),
         ("Roofline", _roofline(layer, hardware)),
     ]
     if layer.found != "dense":
+        parts.insert(0, ("Latency by execution block", _curve(layer)))
         name = f"Live blocks, {layer.density:.1%} of {sides(layer.trained_block)}"
         parts.append((name, heat_map(layer.sparsity, name)))
     plots = "".join(f"<div><h3>{escape(name)}</h3>{plot}</div>" for name, plot in parts if plot)
@@ -129,21 +130,23 @@ def _legend(layer: LayerSummary) -> str:
         f'<span class="key" style="background:var(--{colours[form]})"></span>{names[form]}'
         for form in present
     )
-    return f"<p>{keys}<span style='margin-left:12px'>ring: what the cost model expected</span></p>"
+    ring = "<span style='margin-left:12px'>ring: what the cost model expected</span>"
+    return f"<p>{keys}{'' if layer.found == 'dense' else ring}</p>"
 
 
 def _curve(layer: LayerSummary) -> str:
     """Microseconds against execution block, by the block's area."""
-    points = list(layer.curve)
+    points = layer.curve
     dense = [p for p in points if p.form == "dense"]
-    shown = [p for p in points if p.form != "dense"] or dense
+    shown = [p for p in points if p.form != "dense"]
+    if not shown:
+        return ""
     blocks = sorted({p.block for p in shown}, key=lambda b: (b[0] * b[1], b))
     place = {block: float(index) for index, block in enumerate(blocks)}
     times = [t * 1e6 for p in points for t in (p.seconds, p.expected) if t > 0]
     plot = Plot(Scale(-0.6, len(blocks) - 0.4), spanning(times, log=True))
-    ticks = [(place[b], sides(b) if shown is not dense else "dense") for b in blocks]
-    plot.axes("execution block", "microseconds", ticks)
-    for point in dense if shown is not dense else []:
+    plot.axes("execution block", "microseconds", [(place[b], sides(b)) for b in blocks])
+    for point in dense:
         ends = [(-0.6, point.seconds * 1e6), (len(blocks) - 0.4, point.seconds * 1e6)]
         plot.line(ends, "dense")
         x, y = plot.at(*ends[0])
@@ -157,7 +160,11 @@ def _curve(layer: LayerSummary) -> str:
         if p.expected > 0:
             plot.dot(place[p.block], p.expected * 1e6, f"expected {p.form}", tip, 3.5)
         plot.dot(place[p.block], p.seconds * 1e6, p.form, tip)
-    if layer.trained_block in place and shown is not dense:
+        if p.label == layer.winner:
+            x, y = plot.at(place[p.block], p.seconds * 1e6)
+            room_below = y + 24 < plot.at(0, plot.y.low)[1]
+            plot.text(x, y + (18 if room_below else -9), "chosen", "middle", "note")
+    if layer.trained_block in place:
         plot.band(place[layer.trained_block], "trained block")
     return plot.svg(f"latency of {layer.name} by execution block")
 
@@ -176,7 +183,7 @@ def _convergence(layer: LayerSummary) -> str:
     plot = Plot(Scale(0.5, count + 0.5), spanning([time for _, time in done], log=True))
     step = max(1, -(-count // 8))
     plot.axes("trial", "microseconds", [(i, str(i)) for i in range(1, count + 1, step)])
-    plot.line(best, "block_sparse", steps=True)
+    plot.line(best, "best", steps=True)
     for i, time in done:
         plot.dot(i, time, "dense", f"trial {i}: {duration(time / 1e6)}", 3)
     return plot.svg(f"convergence of {layer.name}")
@@ -201,8 +208,8 @@ def _roofline(layer: LayerSummary, hardware: HardwareSpec) -> str:
     for name, rate in roofs.items():
         bend = min(max(peak / rate, x.low), x.high)
         plot.line([(x.low, min(rate * x.low, peak)), (bend, peak), (x.high, peak)], "limit")
-        px, py = plot.at(x.low, min(rate * x.low, peak))
-        plot.text(px + 6, py - 6, f"{name}, {quantity(rate * 1e9)}B/s")
+        px, py = plot.at(bend, peak)
+        plot.text(px + 8, py + 14, f"{name}, {quantity(rate * 1e9)}B/s")
     px, py = plot.at(x.high, peak)
     plot.text(px, py - 5, f"peak {peak:.0f} GFLOP/s", "end")
     for point, intensity, rate in reached:
