@@ -33,7 +33,8 @@ class Compiled:
         from bscompile.targets.cpu.build import compile_module
 
         self.where = where or context()
-        self.lowered = lower(ir.from_proto(proto), self.where)
+        graph = proto if isinstance(proto, ir.Model) else ir.from_proto(proto)
+        self.lowered = lower(graph, self.where)
         self.executable = compile_module(self.lowered.module, self.where)
         self.vm = relax.VirtualMachine(self.executable, tvm.cpu())
         self.tensor = tvm.runtime.tensor

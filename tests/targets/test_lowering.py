@@ -5,10 +5,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from bscompile.dialect import DOMAIN, ConvGeometry, LinearOp, evaluate, make_node
 from bscompile.errors import ModelError
 from bscompile.targets.lowering import lower
 from bscompile.targets.lowering.support import check_supported
 from tests.targets.lowering_helpers import Compiled, assert_equal_to_onnxruntime, context, model
+from tests.tolerance import assert_close
 
 RNG = np.random.default_rng(0)
 
@@ -130,3 +132,38 @@ def test_an_input_without_a_shape_is_refused():
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(ModelError, match="input 'x' has no type and shape"):
         lower(ir.from_proto(proto), context())
+
+
+@pytest.mark.parametrize("epilogue", [(), ("bias", "relu"), ("bias", "residual", "gelu")])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        ConvGeometry((1, 1)),
+        ConvGeometry((3, 2), (2, 1), (1, 0, 1, 1)),
+        ConvGeometry((2, 3), (1, 2), (0, 2, 1, 0), (2, 1)),
+        ConvGeometry((4, 4), (4, 4)),
+    ],
+)
+def test_a_convolution_of_ours(conv, epilogue):
+    op = LinearOp("conv", normal(5, 3 * conv.kernel[0] * conv.kernel[1]), epilogue, conv)
+    proto = model(
+        "g (float[n,3,9,8] x, float[5] b, float[n,5,p,q] r) => (float[n,5,p,q] y) {\n        y = Identity(r) }"
+    )
+    loaded = ir.from_proto(proto)
+    graph = loaded.graph
+    graph.remove(graph[0])
+    oh, ow = conv.output_size(9, 8)
+    x, bias, residual = graph.inputs
+    residual.shape = ir.Shape(["n", 5, oh, ow])
+    values = {"bias": bias, "residual": residual}
+    tensors = tuple(values[step] for step in epilogue if step in values)
+    node = make_node(op, graph, x, tensors, output=graph.outputs[0])
+    graph.append(node)
+    graph.outputs[0] = node.outputs[0]
+    loaded.opset_imports[DOMAIN] = 1
+    for n in (1, 3):
+        feeds = {"x": normal(n, 3, 9, 8), "b": normal(5), "r": normal(n, 5, oh, ow)}
+        steps = tuple(feeds[s[0]] for s in epilogue if s in ("bias", "residual"))
+        want = evaluate(op, feeds["x"], steps)
+        (got,) = Compiled(loaded)(feeds)
+        assert_close(got, want, np.float32, op.shape[1])

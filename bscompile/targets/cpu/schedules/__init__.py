@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 
-from bscompile.targets.cpu.schedules import elementwise, fallback
+from bscompile.targets.cpu.schedules import elementwise, fallback, windows
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Rule = Callable[[Any, "HardwareSpec"], Any]
 
 RULES: tuple[Rule, ...] = (
+    windows.apply,
     elementwise.apply,
     fallback.apply,  # takes everything, so it comes last
 )
