@@ -6,7 +6,9 @@ method; 30 epochs in which zeros are made, an exact cut, 20 epochs with the patt
 Printed: mean test accuracy in %, and its mean difference from iterative block magnitude pruning
 with the standard error of that paired difference. Zero blocks are counted on |W|, exactly zero.
 
-    python -m benchmarks.digits_accuracy [--seeds 5] [--only NAME ...]
+With --rates every method trains at other learning rates, the baselines too.
+
+    python -m benchmarks.digits_accuracy [--seeds 5] [--rates 5e-3 3e-3] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from bscompile.models import (
     load,
     merge,
 )
-from bscompile.models.baselines import BlockMagnitude, BlockRigL, ElasticGroupLasso, GroupLasso
+from bscompile.models.baselines import BlockPruning, BlockRigL, ElasticGroupLasso, GroupLasso
 from bscompile.models.blocks import live_blocks
 from bscompile.models.distill import distillation_loss
 
@@ -41,12 +43,19 @@ REFERENCE = "block magnitude"
 
 @dataclass(frozen=True)
 class Run:
-    """What a method is given: split and seed, block, sparsity."""
+    """What a method is given: split and seed, block, sparsity, the rates of both phases."""
 
     seed: int
     data: Dataset
     block: int
     sparsity: float
+    rates: tuple[float, float] = (3e-3, 1e-3)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The protocol: 30 and 20 epochs, batches of 64."""
+        fast, slow = self.rates
+        return TrainConfig(30, 20, learning_rate=fast, finetune_rate=slow, seed=self.seed)
 
     def model(self) -> nn.Sequential:
         """A dense model, by the seed."""
@@ -56,7 +65,7 @@ class Run:
 
     def train(self, model: nn.Module, method: SparsityMethod, **options: object) -> float:
         """Train to the end; return the test accuracy once the zeros of |W| were counted."""
-        trainer = Trainer(model, self.data, method, TrainConfig(seed=self.seed), **options)
+        trainer = Trainer(model, self.data, method, self.config, **options)
         accuracy = trainer.fit().accuracy
         weights = [m.weight for m in merge(model)[:-1] if isinstance(m, nn.Linear)]
         live = [live_blocks(w.detach(), (self.block, self.block)) for w in weights]
@@ -66,9 +75,7 @@ class Run:
 
 
 def dense(run: Run) -> float:
-    return (
-        Trainer(run.model(), run.data, SparsityMethod(), TrainConfig(seed=run.seed)).fit().accuracy
-    )
+    return Trainer(run.model(), run.data, SparsityMethod(), run.config).fit().accuracy
 
 
 def baseline(method: type[SparsityMethod]) -> Callable[[Run], float]:
@@ -85,33 +92,38 @@ def ours(
     return train
 
 
-def distilled(run: Run) -> float:
-    teacher = Run(run.seed + 100, run.data, run.block, 0).model()
-    Trainer(teacher, run.data, SparsityMethod(), TrainConfig(30, 0, seed=run.seed)).fit()
-    model = factorize(run.model(), run.block, 4, exclude=HEAD)
-    return run.train(model, GradualPruning(run.sparsity), loss=distillation_loss(teacher))
+def distilled(rank: int) -> Callable[[Run], float]:
+    def train(run: Run) -> float:
+        teacher = replace(run, seed=run.seed + 100).model()
+        config = replace(run.config, learning_rate=3e-3, finetune_epochs=0)
+        Trainer(teacher, run.data, SparsityMethod(), config).fit()
+        model = factorize(run.model(), run.block, rank, exclude=HEAD)
+        return run.train(model, GradualPruning(run.sparsity), loss=distillation_loss(teacher))
+
+    return train
 
 
 def projected(run: Run) -> float:
     """Prune a dense model, take the nearest factors of its weights, train these on."""
     model = run.model()
-    config = TrainConfig(seed=run.seed)
-    Trainer(model, run.data, BlockMagnitude(run.sparsity, run.block, HEAD), config).fit()
+    Trainer(model, run.data, BlockPruning(run.sparsity, run.block, HEAD), run.config).fit()
     model = factorize(model, run.block, 4, exclude=HEAD, start="nearest")
     return run.train(model, GradualPruning(run.sparsity))
 
 
 METHODS: dict[str, Callable[[Run], float]] = {
-    REFERENCE: baseline(BlockMagnitude),
+    REFERENCE: baseline(BlockPruning),
     "group lasso": baseline(GroupLasso),
     "elastic group lasso": baseline(ElasticGroupLasso),
     "block RigL": baseline(BlockRigL),
     "factorized r4, gradual": ours(4),
     "factorized r4, reweighted l1": ours(4, ProximalL1),
     "factorized r4, plain l1": ours(4, lambda s: ProximalL1(s, reweighted=False)),
+    "factorized r8, gradual": ours(8),
     "factorized r2, gradual": ours(2),
     "factorized r1, gradual": ours(1),
-    "factorized r4, distilled": distilled,
+    "factorized r4, distilled": distilled(4),
+    "factorized r8, distilled": distilled(8),
     "factorized r4, projected": projected,
 }
 
@@ -119,11 +131,13 @@ METHODS: dict[str, Callable[[Run], float]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs=2, default=(3e-3, 1e-3))
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = [load("digits", seed) for seed in range(arguments.seeds)]
-    scores = np.array([dense(Run(i, d, 1, 0.0)) for i, d in enumerate(data)])
+    rates = arguments.rates[0], arguments.rates[1]
+    scores = np.array([dense(Run(i, d, 1, 0.0, rates)) for i, d in enumerate(data)])
     print(f"dense: {100 * scores.mean():.2f} +- {100 * scores.std(ddof=1):.2f}, {len(data)} seeds")
     cells = [(block, sparsity) for block in BLOCKS for sparsity in SPARSITIES]
     print(f"{'':30s}" + "".join(f"{f'b={b} s={s:g}':>16s}" for b, s in cells))
@@ -131,7 +145,7 @@ def main() -> None:
     for name in dict.fromkeys([REFERENCE, *arguments.only]):
         begun, row = time.perf_counter(), ""
         for cell in cells:
-            got = np.array([METHODS[name](Run(i, d, *cell)) for i, d in enumerate(data)])
+            got = np.array([METHODS[name](Run(i, d, *cell, rates)) for i, d in enumerate(data)])
             difference = 100 * (got - reference.setdefault(cell, got))
             error = difference.std(ddof=1) / len(data) ** 0.5 if len(data) > 1 else 0.0
             row += f"{100 * got.mean():6.2f} {difference.mean():+5.2f}~{error:3.2f}"
