@@ -65,8 +65,10 @@ def generate(
             y = T.arg("y", T.handle())
             shapes = {"bias": (problem.n,), "residual": (m, problem.n)}
             x_buffer = _match(x, (m, problem.k), "float32")
+            # The first axis counts what depends on the pattern, such as live blocks: symbolic,
+            # so that layers which differ in nothing else share their code.
             weight_buffers = tuple(
-                _match(handle, array.shape, array.dtype.name)
+                _match(handle, (T.int64(), *array.shape[1:]), array.dtype.name)
                 for handle, (_, array) in zip(weights, operands, strict=True)
             )
             tensor_buffers = [
