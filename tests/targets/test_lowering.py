@@ -146,10 +146,8 @@ def test_an_input_without_a_shape_is_refused():
 )
 def test_a_convolution_of_ours(conv, epilogue):
     op = LinearOp("conv", normal(5, 3 * conv.kernel[0] * conv.kernel[1]), epilogue, conv)
-    proto = model(
-        proto=model("""g (float[n,3,9,8] x, float[5] b, float[n,5,p,q] r) => (float[n,5,p,q] y) {
+    proto = model("""g (float[n,3,9,8] x, float[5] b, float[n,5,p,q] r) => (float[n,5,p,q] y) {
         y = Identity(r) }""")
-    )
     loaded = ir.from_proto(proto)
     graph = loaded.graph
     graph.remove(graph[0])
