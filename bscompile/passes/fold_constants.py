@@ -43,6 +43,7 @@ class FoldConstants(GraphPass):
         weights = sum(nbytes_of(v.const_value) for v in model.graph.initializers.values())
         self._budget = max(_LEAST_BUDGET, 4 * weights)
         before = len(model.graph)
+        outputs = [value.name for value in model.graph.outputs]
         fold = FoldConstantsPass(
             shape_inference=True,
             input_size_limit=_LARGEST_RESULT,
@@ -52,6 +53,7 @@ class FoldConstants(GraphPass):
         with _quiet("onnxscript.optimizer._constant_folding"):
             modified = fold(model).modified
         modified |= common.IdentityEliminationPass()(model).modified
+        _keep_outputs_apart(model.graph, outputs)
         modified |= common.RemoveUnusedNodesPass()(model).modified
         lift = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
         modified |= lift(model).modified
@@ -76,6 +78,27 @@ class FoldConstants(GraphPass):
             return False
         self._budget -= size
         return True
+
+
+def _keep_outputs_apart(graph: ir.Graph, names: list[str | None]) -> None:
+    """Give each output a value and its old name again.
+
+    Folding and eliminating leave one value, and one name, for two outputs that are equal.
+    """
+    taken: set[ir.Value] = set()
+    for position, (value, name) in enumerate(zip(graph.outputs, names, strict=True)):
+        fresh = value not in taken
+        taken.add(value)
+        if fresh and value.name == name:
+            continue
+        if fresh and value.producer() is not None:
+            value.name = name
+            continue
+        node = ir.node("Identity", [value])
+        graph.append(node)
+        (copy,) = node.outputs
+        copy.name, copy.shape, copy.type = name, value.shape, value.type
+        graph.outputs[position] = copy
 
 
 @contextmanager

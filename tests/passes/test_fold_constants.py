@@ -124,3 +124,13 @@ def test_an_outer_product_over_the_limit_is_refused_with_its_size():
     step(model)
     assert "Mul" in op_types(model)
     assert "1600000000 bytes" in step.refused[0].text
+
+
+def test_an_output_that_is_a_copy_of_another_keeps_its_name():
+    text = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
+        y = Relu(x)
+        z = Identity(y)
+    }"""
+    model, _ = fold(text, {}, {"x": dense(3, 4)})
+    assert [value.name for value in model.graph.outputs] == ["y", "z"]
+    assert op_types(model) == ["Relu", "Identity"]
