@@ -1,0 +1,62 @@
+"""The onnx package's backend tests: equal, or declined in one clear line; nothing is wrong.
+
+The whole table is ``benchmarks/onnx_backend_table.py``; a sample of it runs here every time.
+"""
+
+import pytest
+
+from tests.end_to_end.onnx_backend import (
+    FAMILY_OPERATORS,
+    network_case,
+    networks,
+    node_cases,
+    outcome,
+)
+
+#: One for each operator that matters most; these must be equal, not declined.
+_SAMPLE = """
+    test_add_bcast test_attention_23_boolmask_fullymasked_row_nan_robustness_expanded
+    test_attention_4d_causal_expanded test_averagepool_2d_pads_count_include_pad
+    test_basic_conv_with_padding test_batchnorm_example test_clip[constants]
+    test_concat_3d_axis_negative_1 test_constantofshape_int_zeros[constants]
+    test_conv_with_strides_and_asymmetric_padding test_dequantizelinear_axis test_div_bcast
+    test_dropout_default_mask test_einsum_batch_matmul test_equal_bcast test_erf
+    test_expand_dim_changed[constants] test_gather_negative_indices test_gelu_tanh_1
+    test_gemm_all_attributes test_globalaveragepool test_isinf_negative
+    test_layer_normalization_4d_axis2 test_less_equal_bcast test_matmul_4d test_maxpool_2d_ceil
+    test_mod_mixed_sign_float16 test_neg test_pow_types_int32_float32 test_quantizelinear_axis
+    test_range_int32_type_negative_delta[constants]
+    test_reduce_log_sum_exp_keepdims_random[constants] test_reduce_mean_keepdims_random[constants]
+    test_reshape_zero_and_negative_dim test_rms_normalization_3d_axis1_epsilon
+    test_rotary_embedding_expanded test_sigmoid test_slice_neg_steps[constants]
+    test_softmax_axis_1 test_split_variable_parts_2d_opset18[constants]
+    test_squeeze_negative_axes[constants] test_sub_bcast test_tanh
+    test_transpose_all_permutations_4 test_unsqueeze_negative_axes[constants] test_where_example
+"""
+SAMPLE = _SAMPLE.split()
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_onnx_node_test_is_equal(name, tmp_path):
+    result = outcome(node_cases()[name], tmp_path)
+    assert result.kind == "equal", result.reason
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_onnx_node_test_of_a_family_operator_is_wrong(tmp_path):
+    wrong = {
+        name: result.reason
+        for name, case in node_cases().items()
+        if set(case.operators) & FAMILY_OPERATORS
+        and (result := outcome(case, tmp_path)).kind == "wrong"
+    }
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks())
+def test_light_network_is_equal(name, tmp_path):
+    result = outcome(network_case(name), tmp_path)
+    assert result.kind == "equal", result.reason
