@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,42 @@ def test_the_child_ends_with_its_parent():
         time.sleep(0.1)
     os.kill(pid, 9)
     pytest.fail("the child outlived its parent")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_tuning(tmp_path):
+    code = (
+        "import sys, numpy as np\n"
+        "from bscompile import targets\n"
+        "from bscompile.tuning.database import Database\n"
+        "from bscompile.tuning.session import TuneOptions, tune_layers\n"
+        "from tests.tuning.conftest import kronecker, layer_of\n"
+        "here = targets.resolve('cpu', threads=2)\n"
+        "watch = lambda progress: print(progress.trial, flush=True)\n"
+        "options = TuneOptions(trials=1000, jobs=2)\n"
+        "tune_layers([layer_of(kronecker(), here)], Database(sys.argv[1]), options, watch)\n"
+    )
+    path = tmp_path / "db.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.stdout.readline().strip() != "3":
+        assert process.poll() is None
+    children = set(_children(process.pid))
+    assert len(children) == 2
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=30)
+    assert complaints.strip().splitlines()[-1] == "KeyboardInterrupt"
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+    database = Database(path)
+    assert database.damaged == []
+    assert len(database) >= 3
+
+
+def _children(pid):
+    """Process ids; each thread lists those that it has started."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
