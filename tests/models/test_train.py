@@ -142,3 +142,17 @@ def test_sparsity_out_of_range(sparsity):
 def test_unknown_data_set():
     with pytest.raises(UsageError, match="Did you mean 'digits'"):
         load("digit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "allowed"), [(4, 0.015), (8, 0.02)])
+def test_accuracy_at_three_quarters_zero_blocks_stays_near_dense(block, allowed):
+    # A small edition of benchmarks/digits_accuracy.py: three of its five seeds.
+    gaps = []
+    for seed in range(3):
+        data = load("digits", seed)
+        config = TrainConfig(seed=seed)
+        dense = train(mlp(seed, 128), data, SparsityMethod(), config).accuracy
+        model = factorize(mlp(seed, 128), block, 4, exclude=["4"])
+        gaps.append(dense - train(model, data, GradualPruning(0.75), config).accuracy)
+    assert sum(gaps) / len(gaps) <= allowed
