@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bscompile.errors import ArtifactError, TargetError
+from bscompile.errors import ArtifactError, TargetError, UsageError
 from bscompile.machine import available_threads
 
 _CPU_DEVICE = (1, 0, 2)  # kDLCPU, device 0, pooled allocator
@@ -94,19 +94,28 @@ def use_threads(count: int) -> int:
 
     Returns:
         The number in use.
+
+    Raises:
+        UsageError: this process was forked from one that had loaded the runtime; its workers
+            stayed behind, and a call would wait for them for ever.
     """
-    configure, number = _thread_functions()
+    configure, number, home = _thread_functions()
+    if home != os.getpid():
+        raise UsageError(
+            "this process was forked after a model was loaded, and the threads are in its parent",
+            hint="use the start method 'spawn' or 'forkserver', or load only in the child",
+        )
     if number() != count:
         configure(_AFFINITY_BIG_CORES, count)
     return int(number())
 
 
 @cache
-def _thread_functions() -> tuple[Any, Any]:
+def _thread_functions() -> tuple[Any, Any, int]:
     ffi = load_ffi()
     names = ("runtime.config_threadpool", "runtime.NumThreads")
     configure, number = (ffi.get_global_func(name) for name in names)
-    return configure, number
+    return configure, number, os.getpid()
 
 
 class Executable:
