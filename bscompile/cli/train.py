@@ -96,6 +96,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Its peak.",
 )
 @click.option(
+    "--finetune-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Peak of the learning rate once the zeros are fixed.",
+)
+@click.option(
     "--patience",
     type=click.IntRange(min=0),
     default=0,
@@ -180,6 +187,7 @@ def _prepare(talk: Talk, data: Dataset, options: dict[str, Any]) -> Trainer:
         options["finetune_epochs"],
         options["batch"],
         options["learning_rate"],
+        options["finetune_rate"],
         seed=options["seed"],
         patience=options["patience"],
     )
