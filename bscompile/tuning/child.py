@@ -43,6 +43,7 @@ class ChildMeasurer(Measurer):
         self._pipe: Connection | None = None
         self._complaints: IO[bytes] | None = None
         self._layer: Layer | None = None
+        self._aborted = False
 
     def open(self, layer: Layer) -> None:
         """Send the layer over; the process is started with the first one."""
@@ -83,6 +84,7 @@ class ChildMeasurer(Measurer):
 
     def abort(self) -> None:
         """End the process; the thread that waits for it sees the pipe break."""
+        self._aborted = True
         process = self._process
         if process is not None:
             process.kill()
@@ -116,6 +118,8 @@ class ChildMeasurer(Measurer):
                 stderr=self._complaints,
                 start_new_session=True,  # Ctrl-C is for us; we end the child
             )
+        if self._aborted:  # while this thread was starting it
+            self._process.kill()
         self._expect_ready()
 
     def _send_layer(self) -> None:
