@@ -24,10 +24,11 @@ p { margin: 4px 0 12px; color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line);
   white-space: nowrap; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; white-space: normal; word-break: break-all; }
+th:first-child, td:first-child { text-align: left; white-space: normal;
+  overflow-wrap: anywhere; min-width: 9em; }
 th { color: var(--soft); font-weight: 600; } a { color: inherit; }
 section { background: var(--card); border-radius: 8px; padding: 16px 20px; margin: 20px 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr));
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
   gap: 8px 24px; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
 svg text.note { fill: var(--ink); } svg.map { max-width: 100%; border: 1px solid var(--line);
