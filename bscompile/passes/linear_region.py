@@ -125,7 +125,7 @@ class LinearRegion:
 def regions_from(
     x: ir.Value, nodes: Sequence[ir.Node], order: Mapping[ir.Node, int]
 ) -> Iterator[LinearRegion]:
-    """Every region that begins at x and ends in a Reshape or Flatten, the nearest first.
+    """Every region that begins at x and ends in a Reshape, Flatten or Transpose, nearest first.
 
     Args:
         x: Where to begin.
@@ -146,7 +146,7 @@ def regions_from(
         for use in node.outputs[0].uses():
             if use.node in order:
                 heapq.heappush(waiting, order[use.node])
-        if is_op(node, "Reshape", "Flatten"):
+        if is_op(node, "Reshape", "Flatten", "Transpose"):
             inside = sorted({node, *nx.ancestors(flow, node)}, key=order.__getitem__)
             yield LinearRegion(x, node.outputs[0], tuple(inside))
 

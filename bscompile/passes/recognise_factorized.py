@@ -55,37 +55,45 @@ class RecogniseFactorized(GraphPass):
                 tried.add(x)
                 if self._try(graph, x, nodes, order):
                     continue
-            if node.graph is graph and _static_tail(x):
-                self._try_flattened(graph, x, node, nodes, order)
+            for joined in _joinable(x):
+                if node.graph is graph and self._try_flattened(
+                    graph, x, joined, node, nodes, order
+                ):
+                    break
         return bool(self.applied)
 
     def _try_flattened(
         self,
         graph: ir.Graph,
         x: ir.Value,
+        joined: int,
         reshape: ir.Node,
         nodes: list[ir.Node],
         order: dict[ir.Node, int],
-    ) -> None:
-        """Try x [..., h, d] as [..., h d]: exporters merge the Reshape that joins attention heads
-        with the one that takes a layer's input apart.
+    ) -> bool:
+        """Try x with its last ``joined`` axes as one.
+
+        Exporters merge the Reshape that joins attention heads, or flattens an image, with the
+        one that takes a layer's input apart.
         """
         assert x.shape is not None
-        *lead, heads, size = x.shape
+        lead = x.shape[:-joined]
+        size = math.prod(int(d) for d in x.shape[-joined:])  # type: ignore[arg-type]  # static
         target = ir.tensor(np.array([0] * len(lead) + [-1]), name=f"{x.name}.joined")
         shape = ir.Value(name=target.name, const_value=target)
         shape.shape, shape.dtype = ir.Shape([len(lead) + 1]), ir.DataType.INT64
         join = ir.Node("", "Reshape", [x, shape])
         flat = join.outputs[0]
         flat.name, flat.type = f"{x.name}.flat", x.type
-        flat.shape = ir.Shape([*lead, int(heads) * int(size)])  # type: ignore[arg-type]
+        flat.shape = ir.Shape([*lead, size])
         reshape.replace_input_with(0, flat)
         if self._try(graph, flat, nodes, order):
             graph.register_initializer(shape)
             graph.insert_before(next(iter(flat.uses())).node, join)
-        else:
-            reshape.replace_input_with(0, x)
-            join.replace_input_with(0, None)
+            return True
+        reshape.replace_input_with(0, x)
+        join.replace_input_with(0, None)
+        return False
 
     def _try(
         self, graph: ir.Graph, x: ir.Value, nodes: list[ir.Node], order: dict[ir.Node, int]
@@ -141,14 +149,12 @@ class RecogniseFactorized(GraphPass):
         self.applied_to(name, f"{len(region.nodes)} nodes are one layer: {found.reason}")
 
 
-def _static_tail(x: ir.Value) -> bool:
-    """Whether x is [..., h, d] with at least one leading axis and both sizes known."""
-    return (
-        x.dtype == ir.DataType.FLOAT
-        and x.shape is not None
-        and len(x.shape) >= 3
-        and all(isinstance(d, int) for d in x.shape[-2:])
-    )
+def _joinable(x: ir.Value) -> list[int]:
+    """How many last axes of x may be one feature axis: their sizes are known, one axis is left."""
+    if x.dtype != ir.DataType.FLOAT or x.shape is None:
+        return []
+    known = [isinstance(d, int) for d in reversed(x.shape[1:])]
+    return [count for count in range(2, len(known) + 1) if all(known[:count])]
 
 
 def found_kronecker(factors: KroneckerSum) -> BlockPattern:
@@ -215,10 +221,18 @@ class Probe:
     def _weight(self, out: int, dtype: type) -> Array:
         """W [out, in]: what the region makes of each row of the identity."""
         rows = min(self._inner, max(16, _WORK_ENTRIES // max(out, self._inner)))
+        if isinstance(self._lead[0], str):
+            return self._columns(out, dtype, self._sizes(rows, 1), 1)
         base = self._sizes(1, 1)
         self._run(np.zeros((*base, self._inner), dtype), base)
         stretch = -(-rows // math.prod(base))
-        lead = (base[0] * stretch, *base[1:])
+        try:
+            return self._columns(out, dtype, (base[0] * stretch, *base[1:]), stretch)
+        except NotLinear:  # the rows are not the first axis of every Reshape
+            return self._columns(out, dtype, base, 1)
+
+    def _columns(self, out: int, dtype: type, lead: tuple[int, ...], stretch: int) -> Array:
+        """W by evaluating x [*lead, in] as often as it takes."""
         rows = math.prod(lead)
         weight: Array = np.empty((out, self._inner), dtype)
         for start in range(0, self._inner, rows):

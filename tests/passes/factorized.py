@@ -8,7 +8,17 @@ import onnx
 import torch
 from torch import nn
 
-SPELLINGS = ("loop", "loop_a_first", "stacked", "flat", "einsum", "einsum2", "build_w", "kron")
+SPELLINGS = (
+    "loop",
+    "loop_a_first",
+    "stacked",
+    "flat",
+    "einsum",
+    "einsum2",
+    "columns",
+    "build_w",
+    "kron",
+)
 
 
 class Factorized(nn.Module):
@@ -63,6 +73,14 @@ class Factorized(nn.Module):
         X = x.reshape(-1, self.n // self.bw, self.bw)
         Y = sum((self.S * self.A[i]) @ (X @ self.B[i].T) for i in range(self.rank))
         return Y.reshape(-1, self.m).reshape(*x.shape[:-1], self.m)
+
+    def _columns(self, x):  # features first, rows last, as bscompile.models computes
+        X = x.reshape(-1, self.n).T.reshape(self.n // self.bw, self.bw, -1)
+        Y = 0
+        for i in range(self.rank):
+            Z = (self.B[i] @ X).reshape(self.n // self.bw, -1)
+            Y = Y + (self.S * self.A[i]) @ Z
+        return Y.reshape(self.m, -1).T.reshape(*x.shape[:-1], self.m)
 
     def _einsum(self, x):
         X = x.reshape(*x.shape[:-1], self.n // self.bw, self.bw)

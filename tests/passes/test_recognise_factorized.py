@@ -245,6 +245,23 @@ def test_heads_that_were_joined_by_the_same_reshape(rows):
     assert layers(model)[0].shape == (12, 16)
 
 
+def test_an_image_that_was_flattened_by_the_same_reshape():
+    text = """
+    agraph (float[N, 4, 2, 2] image) => (float[N, 12] y)
+    <int64[3] cut = {-1, 4, 4}, int64[2] join = {-1, 12}>
+    {
+        x = Relu(image)
+        X = Reshape(x, cut)
+        Z = MatMul(X, B)
+        Y = MatMul(A, Z)
+        y = Reshape(Y, join)
+    }
+    """
+    proto = model_from(text, weights())
+    model, _ = recognise(proto, {"image": dense(3, 4, 2, 2)})
+    assert op_types(model) == ["Relu", "Reshape", "KroneckerMatMul"]
+
+
 def test_a_reshape_that_only_joins_heads_is_left_alone():
     text = """
     agraph (float[N, 6, 2, 8] heads) => (float[N, 6, 12] y)
