@@ -17,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/python -m bscompile.demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

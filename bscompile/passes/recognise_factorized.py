@@ -78,7 +78,7 @@ class RecogniseFactorized(GraphPass):
         """
         assert x.shape is not None
         lead = x.shape[:-joined]
-        size = math.prod(int(d) for d in x.shape[-joined:])  # type: ignore[arg-type]  # static
+        size = math.prod(_tail(x.shape, joined))
         target = ir.tensor(np.array([0] * len(lead) + [-1]), name=f"{x.name}.joined")
         shape = ir.Value(name=target.name, const_value=target)
         shape.shape, shape.dtype = ir.Shape([len(lead) + 1]), ir.DataType.INT64
@@ -147,6 +147,11 @@ class RecogniseFactorized(GraphPass):
         made.metadata_props[FOUND_KEY] = found.to_json()
         replace(graph, region.nodes, new)
         self.applied_to(name, f"{len(region.nodes)} nodes are one layer: {found.reason}")
+
+
+def _tail(shape: ir.Shape, count: int) -> list[int]:
+    """The last sizes of a shape where they are known."""
+    return [d for d in shape[-count:] if isinstance(d, int)]
 
 
 def _joinable(x: ir.Value) -> list[int]:

@@ -1,0 +1,105 @@
+"""Whole models through the whole road: equal to onnxruntime, family by family.
+
+The full matrix (every block, both exporters, full sizes) is ``benchmarks/model_matrix.py``; this is
+the part of it that fits a test run.
+"""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+import bscompile
+from bscompile.models import factorize
+from tests.end_to_end.families import (
+    FAMILIES,
+    export,
+    merged_kronecker,
+    with_weights,
+    zero_blocks,
+)
+from tests.tolerance import assert_close
+
+WEIGHTS = {
+    "dense": lambda w: w,
+    "4x4": zero_blocks((4, 4), 0.2),
+    "16x16": zero_blocks((16, 16), 0.2),
+    "8x4": zero_blocks((8, 4), 0.2),
+    "32x1": zero_blocks((32, 1), 0.2),
+    "kronecker": merged_kronecker((8, 8), 2, 0.3),
+}
+#: Every family meets three kinds of weights; the other blocks are shared out among them.
+STATIC = [(family, weights) for family in FAMILIES for weights in ("dense", "16x16", "kronecker")]
+STATIC += [("mlp", "32x1"), ("lenet5", "4x4"), ("vit", "8x4"), ("swin", "32x1"), ("bert", "4x4")]
+STATIC += [("llama", "8x4")]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(family, dynamic, factorized) -> ONNX model, exported once."""
+    folder = tmp_path_factory.mktemp("families")
+    made = {}
+
+    def get(name, dynamic=False, factorized=False):
+        key = (name, dynamic, factorized)
+        if key not in made:
+            change = _factorized if factorized else _unchanged
+            path = export(FAMILIES[name], folder / "model.onnx", dynamic=dynamic, change=change)
+            made[key] = onnx.load(path)
+        return made[key]
+
+    return get
+
+
+def _factorized(module):
+    return factorize(module, block=(8, 8), rank=2)
+
+
+def _unchanged(module):
+    return module
+
+
+def _feeds(name, batch):
+    torch.manual_seed(batch)
+    return {k: v.numpy() for k, v in FAMILIES[name].inputs(False, batch).items()}
+
+
+def _check(model, feeds_list, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    compiled = bscompile.build(path, target="cpu")
+    loaded = bscompile.load(compiled.save(tmp_path / "model.bsc"))
+    peer = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for feeds in feeds_list:
+        want = peer.run(None, feeds)
+        got = loaded.run(feeds)
+        assert list(got) == [o.name for o in peer.get_outputs()]
+        for (key, value), expected in zip(got.items(), want, strict=True):
+            # Errors add up over layers: as many as a model of this size has, in quadrature.
+            assert_close(value, expected, np.float32, 64 * 64, what=key)
+    return compiled.report
+
+
+@pytest.mark.parametrize(("family", "weights"), STATIC)
+def test_static_shapes(exported, family, weights, tmp_path):
+    model = with_weights(exported(family), WEIGHTS[weights])
+    report = _check(model, [_feeds(family, 2)], tmp_path)
+    forms = {layer.form for layer in report.layers}
+    if weights == "dense":
+        assert forms == {"dense"}
+    if weights == "kronecker":
+        assert any(layer.rank for layer in report.layers), "no factors were recovered"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_factorized_export(exported, family, tmp_path):
+    model = exported(family, dynamic=True, factorized=True)
+    report = _check(model, [_feeds(family, batch) for batch in (1, 3)], tmp_path)
+    assert any(layer.rank for layer in report.layers), "no factorized layer was recognised"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dynamic_shapes(exported, family, tmp_path):
+    model = with_weights(exported(family, dynamic=True), WEIGHTS["16x16"])
+    _check(model, [_feeds(family, batch) for batch in (1, 2, 5)], tmp_path)
