@@ -50,6 +50,22 @@ def test_attention_of_symbolic_sizes():
     assert "attention" in functions(compiled)
 
 
+def test_attention_with_a_mask_of_more_axes_than_its_scores():
+    proto = model("""g (float[2,5,8] q, float[2,8,5] k, float[2,5,8] v, float[3,1,5,5] mask)
+        => (float[3,2,5,8] y) {
+        raw = MatMul(q, k)  s = Add(raw, mask)  p = Softmax(s)  y = MatMul(p, v) }""")
+    feeds = {"q": normal(2, 5, 8), "k": normal(2, 8, 5), "v": normal(2, 5, 8)}
+    assert_equal_to_onnxruntime(proto, feeds | {"mask": normal(3, 1, 5, 5)})
+
+
+def test_attention_with_one_number_added_to_all_scores():
+    proto = model("""g (float[2,5,8] q, float[2,8,5] k, float[2,5,8] v) => (float[2,5,8] y) {
+        c = Constant<value_float: float = 0.5>()
+        raw = MatMul(q, k)  s = Add(raw, c)  p = Softmax(s)  y = MatMul(p, v) }""")
+    feeds = {"q": normal(2, 5, 8), "k": normal(2, 8, 5), "v": normal(2, 5, 8)}
+    assert_equal_to_onnxruntime(proto, feeds)
+
+
 def test_attention_whose_weights_are_also_an_output_keeps_them():
     proto = model("""g (float[2,5,8] q, float[2,8,5] k, float[2,5,8] v)
         => (float[2,5,8] y, float[2,5,5] p) {

@@ -95,6 +95,8 @@ def _find(graph: Graph, var: Any) -> _Attention | None:
         return None
     heads = "bh"[4 - rank :]
     left, right = scores.args
+    if not left.ty.ndim == right.ty.ndim == values.ty.ndim == rank:
+        return None  # one of them is repeated for all batches
     left, q_perm, q_scale = _source(graph, left)
     right, k_perm, k_scale = _source(graph, right)
     q = operand("q", left, heads + "sd", q_perm)
@@ -103,7 +105,11 @@ def _find(graph: Graph, var: Any) -> _Attention | None:
     if perm[-1] != rank - 1:
         source, perm = values, list(range(rank))
     v = operand("v", source, heads + "te", perm)
-    mask = None if addend is None else operand("mask", addend, (heads + "st")[-addend.ty.ndim :])
+    mask = None
+    if addend is not None:
+        if not 0 < addend.ty.ndim <= rank:
+            return None  # one number for all scores, or a mask that makes y larger than q
+        mask = operand("mask", addend, (heads + "st")[-addend.ty.ndim :])
     found = _Attention(q, k, v, mask, scale * q_scale * k_scale, heads + "se")
     return found if _fits(found) else None
 
