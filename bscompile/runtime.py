@@ -207,6 +207,13 @@ class Model:
 
     def _check(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
         """The inputs in order, as arrays that fit their specs."""
+        given: object = inputs
+        if not isinstance(given, Mapping):
+            example = ", ".join(f"{name!r}: array" for name in self._specs)
+            raise UsageError(
+                f"run: inputs by name are wanted, got {type(given).__name__}",
+                hint=f"call run({{{example}}})",
+            )
         for name in inputs:
             if name not in self._specs:
                 raise UsageError(f"no input is named {name!r}", did_you_mean(name, self._specs))

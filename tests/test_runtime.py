@@ -101,6 +101,8 @@ def test_an_output_that_is_a_weight_or_an_input_is_a_copy(model):
     ("inputs", "message"),
     [
         ({}, r"^input x is missing \(the model takes x: float32\[n, 8\]\)$"),
+        (None, r"^run: inputs by name are wanted, got NoneType \(call run\({'x': array}\)\)$"),
+        ([np.zeros((2, 8), np.float32)], r"^run: inputs by name are wanted, got list"),
         ({"z": 1}, r"^no input is named 'z' \(known: x\)$"),
         ({"x": np.zeros((2, 8))}, r"^input x: float32 is wanted, got float64 .*astype"),
         ({"x": np.zeros((2, 8), np.int64)}, "float32 is wanted, got int64"),

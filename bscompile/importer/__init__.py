@@ -4,6 +4,7 @@ parse.py      bytes -> message of a known version
 skeleton.py   weights aside (tensors.py; external_data.py maps those beside the file)
 checks.py     structure, names, NaN       order.py   topological order, cycles
 normalise.py  onnx's checker, inliner, version converter, shape inference on the skeleton
+spell_out.py  operators that ONNX defines by functions and no target has a kernel for
 attach.py     the onnx_ir model with its weights again
 """
 

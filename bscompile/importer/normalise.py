@@ -1,4 +1,4 @@
-"""onnx's C++ side: check, inline local functions, raise the opset, infer shapes.
+"""onnx's C++ side: check, inline functions, raise the opset, infer shapes.
 
 It sees a skeleton of kilobytes, whatever the model's size. Small tensors stay in the skeleton,
 because shape inference reads them (Reshape's target, Slice's ends).
@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bscompile.dialect import DOMAIN
 from bscompile.errors import ModelError
 from bscompile.importer.skeleton import Tensors
+from bscompile.importer.spell_out import spell_out
 from bscompile.importer.text import one_line
 from bscompile.passes.graph import nbytes_of
 
@@ -42,7 +43,7 @@ def declare(skeleton: onnx.ModelProto, tensors: Tensors) -> onnx.ModelProto:
 
 
 def normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    """Check, inline local functions, raise the opset, infer shapes."""
+    """Check, inline local functions, raise the opset, infer shapes, spell operators out."""
     opset = next(o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx"))
     try:
         if not all(v.type.tensor_type.HasField("shape") for v in skeleton.graph.output):
@@ -61,7 +62,9 @@ def normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
                 f"opset {opset} cannot be raised to {LOWEST_OPSET_AFTER_IMPORT}: {one_line(error)}",
                 hint=f"export with opset_version={LOWEST_OPSET_AFTER_IMPORT}",
             ) from None
-    return _infer_shapes(skeleton)
+    skeleton = _infer_shapes(skeleton)
+    spelled = spell_out(skeleton)
+    return skeleton if spelled is None else _infer_shapes(spelled)
 
 
 def _infer_shapes(skeleton: onnx.ModelProto) -> onnx.ModelProto:

@@ -118,3 +118,30 @@ def test_code_that_tvm_cannot_generate_is_declined_in_one_line():
         bscompile.build(model(text))
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, tvm.error.InternalError)
+
+
+def test_nan_stays_nan():
+    text = """g (float[n, 4] x, float[4] z) => (float[n, 4] a, float[n, 4] b, float[n, 4] c,
+        float[n, 4] d, float[n, 4] e) {
+        a = Relu(x)
+        b = Max(x, z)
+        c = Max(z, x, x)
+        d = Min(x, z)
+        e = Erf(x) }"""
+    x, z = X.copy(), X[0].copy()
+    x[0, :2] = x[2, 3] = z[2] = np.nan
+    proto = model(text)
+    compiled = Compiled(proto)
+    wanted = [np.maximum(x, 0), np.maximum(x, z), np.maximum(x, z), np.minimum(x, z)]
+    *got, erf = compiled({"x": x, "z": z})
+    for one, want in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, want)
+    np.testing.assert_array_equal(np.isnan(erf), np.isnan(x))
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_a_bfloat16_input_or_output_is_declined_before_any_work(end):
+    dtypes = ("bfloat16", "float", 1) if end == "input" else ("float", "bfloat16", 16)
+    text = "g ({}[n, 4] x) => ({}[n, 4] y) {{ y = Cast<to = {}>(x) }}".format(*dtypes)
+    with pytest.raises(ModelError, match=f"{end} '[xy]' holds bfloat16"):
+        bscompile.build(model(text))

@@ -55,6 +55,50 @@ def _silu(x: te.Tensor) -> te.Tensor:
     return topi.multiply(x, _sigmoid(x))
 
 
+def _keep_nan(function: Callable[[te.Tensor], te.Tensor]) -> Callable[[te.Tensor], te.Tensor]:
+    """The function, with NaN where its argument is; TVM's fast erf clamps NaN to a number."""
+
+    def kept(x: te.Tensor) -> te.Tensor:
+        y = function(x)
+        return te.compute(x.shape, lambda *i: tirx.Select(tirx.isnan(x(*i)), x(*i), y(*i)), "kept")
+
+    return kept
+
+
+def _relu(x: te.Tensor) -> te.Tensor:
+    zero = tirx.const(0.0, x.dtype)
+    return te.compute(x.shape, lambda *i: tirx.Select(x(*i) < zero, zero, x(*i)), "relu")
+
+
+def _broadcast_read(x: te.Tensor, at: tuple[Any, ...]) -> Any:
+    """The element of ``x`` that broadcasting puts at a position of the result."""
+    last = at[len(at) - len(x.shape) :]
+    return x(*(0 if _is_one(size) else i for i, size in zip(last, x.shape, strict=True)))
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, tirx.IntImm) and int(size.value) == 1
+
+
+def _pairwise(name: str, before: Callable[[Any, Any], Any]) -> Legalizer:
+    """Max or Min of two tensors, NaN where one is NaN; TVM's picks the second then."""
+
+    def kept(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+        def element(*at: Any) -> Any:
+            x, y = _broadcast_read(a, at), _broadcast_read(b, at)
+            # Neither comes first where one is NaN, and then so is the sum.
+            return tirx.Select(before(x, y), x, tirx.Select(before(y, x), y, x + y))
+
+        return te.compute(topi.maximum(a, b).shape, element, name)
+
+    def legalize(bb: relax.BlockBuilder, call: Any) -> Any:
+        if str(call.args[0].ty.dtype) not in ("float32", "float64"):
+            return _default(bb, call)
+        return bb.call_te(kept, *call.args, primfunc_name_hint=name)
+
+    return legalize
+
+
 def _extreme(name: str, pick: Callable[[Any, Any], Any], worst: float) -> Legalizer:
     """ReduceMax or ReduceMin that starts from an infinity.
 
@@ -92,12 +136,15 @@ def _reduce(
 
 
 FAST_MATH: dict[str, Legalizer] = {
-    "relax.erf": _unary("erf", topi.fast_erf),
+    "relax.erf": _unary("erf", _keep_nan(topi.fast_erf)),
     "relax.exp": _unary("exp", topi.fast_exp),
     "relax.max": _extreme("max", lambda a, b: tirx.max(a, b), -math.inf),
+    "relax.maximum": _pairwise("maximum", lambda a, b: a >= b),
     "relax.min": _extreme("min", lambda a, b: tirx.min(a, b), math.inf),
+    "relax.minimum": _pairwise("minimum", lambda a, b: a <= b),
     "relax.nn.gelu": _unary("gelu", _gelu),
     "relax.nn.gelu_tanh": _unary("gelu_tanh", _gelu_tanh),
+    "relax.nn.relu": _unary("relu", _relu),
     "relax.nn.silu": _unary("silu", _silu),
     "relax.sigmoid": _unary("sigmoid", _sigmoid),
     "relax.tanh": _unary("tanh", topi.fast_tanh),

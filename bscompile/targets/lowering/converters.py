@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from bscompile.dialect import DOMAIN
-from bscompile.targets.lowering import linear, number_converters, shape_converters
+from bscompile.targets.lowering import (
+    index_converters,
+    linear,
+    number_converters,
+    shape_converters,
+)
 
 if TYPE_CHECKING:
     from bscompile.targets.lowering.importer import NodeView
@@ -38,14 +43,21 @@ OWN: dict[tuple[str, str], Converter] = {
     ("", "Dropout"): number_converters.dropout,
     ("", "Expand"): shape_converters.expand,
     ("", "Gather"): shape_converters.gather,
+    ("", "GatherElements"): index_converters.gather_elements,
+    ("", "GatherND"): index_converters.gather_nd,
     ("", "IsInf"): number_converters.is_inf,
     ("", "LayerNormalization"): number_converters.layer_normalization,
+    ("", "Max"): number_converters.maximum,
+    ("", "Min"): number_converters.minimum,
     ("", "Mod"): number_converters.modulo,
     ("", "Pow"): number_converters.power,
     ("", "RMSNormalization"): number_converters.rms_normalization,
     ("", "Range"): shape_converters.range_,
     ("", "Reshape"): shape_converters.reshape,
+    ("", "ScatterElements"): index_converters.scatter_elements,
+    ("", "ScatterND"): index_converters.scatter_nd,
     ("", "Slice"): shape_converters.slice_,
+    ("", "Swish"): number_converters.swish,
     (DOMAIN, "DenseMatMul"): linear.convert_matmul,
     (DOMAIN, "BlockSparseMatMul"): linear.convert_matmul,
     (DOMAIN, "KroneckerMatMul"): linear.convert_matmul,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
@@ -110,3 +112,27 @@ def is_inf(view: NodeView) -> Any:
     if not view.attributes.get("detect_positive", 1):
         found = view.bb.emit(relax.op.logical_and(found, relax.op.less(x, zero)))
     return found
+
+
+def swish(view: NodeView) -> Any:
+    """Swish: x · sigmoid(alpha x)."""
+    x, alpha = view.expr(0), view.attributes.get("alpha", 1.0)
+    if alpha == 1.0:
+        return relax.op.nn.silu(x)
+    scaled = view.bb.emit(relax.op.multiply(x, relax.const(alpha, _dtype(x))))
+    return relax.op.multiply(x, view.bb.emit(relax.op.sigmoid(scaled)))
+
+
+def maximum(view: NodeView) -> Any:
+    """Max of any number of tensors, in pairs; TVM's stacks them in memory."""
+    return _in_pairs(view, relax.op.maximum)
+
+
+def minimum(view: NodeView) -> Any:
+    """Min of any number of tensors, in pairs."""
+    return _in_pairs(view, relax.op.minimum)
+
+
+def _in_pairs(view: NodeView, operator: Callable[[Any, Any], Any]) -> Any:
+    exprs = [view.expr(i) for i in range(len(view.node.inputs))]
+    return reduce(lambda a, b: view.bb.emit(operator(a, b)), exprs)

@@ -23,6 +23,7 @@ def check_supported(model: ir.Model) -> None:
             f"the model uses opset {standard} of ai.onnx, and the newest known here is {newest}",
             "export it with an older opset, or update the onnx package",
         )
+    _check_ends(model.graph)
     for node in model.graph.all_nodes():
         opset = model.opset_imports.get(node.domain)
         if opset is None:
@@ -36,6 +37,18 @@ def check_supported(model: ir.Model) -> None:
         if limit:
             raise ModelError(
                 f"node {_label(node)} ({node.op_type}, opset {opset}) cannot be compiled: {limit}"
+            )
+
+
+def _check_ends(graph: ir.Graph) -> None:
+    """Inputs and outputs are numpy arrays, and numpy has no bfloat16."""
+    weights = set(graph.initializers)
+    ends = [("input", v) for v in graph.inputs if v.name not in weights]
+    for what, value in [*ends, *(("output", v) for v in graph.outputs)]:
+        if value.dtype == ir.DataType.BFLOAT16:
+            raise ModelError(
+                f"{what} {value.name!r} holds bfloat16, which arrays of a caller cannot",
+                f"cast it inside the model: export with a float32 {what}",
             )
 
 
