@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELPERS = {"__main__", "__init__", "timing"}
+HELPERS = {"__main__", "__init__"}
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from benchmarks.timing import interleaved
+from bscompile.benchmark import take_turns
 from bscompile.targets.cpu.threads import set_threads
 
 ROWS, INNER, OUTER = 128, 768, 3072
@@ -47,7 +47,7 @@ def main() -> int:
     )
     for label, first, second, macs in cases(rng, dense):
         run, names, error = ours(first, second, x, context)
-        times = interleaved({"ours": run, "ort": lambda: peer.run(None, {"x": x})}, seconds=2.0)
+        times = take_turns({"ours": run, "ort": lambda: peer.run(None, {"x": x})}, seconds=2.0)
         own, other = times["ours"], times["ort"]
         share = 2 * ROWS * macs / (peak * 1e9) / own.minimum
         print(

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 
 import bscompile
-from benchmarks.timing import Timing, interleaved
+from bscompile.benchmark import Latency, take_turns
 from tests.end_to_end.families import (
     FAMILIES,
     export,
@@ -41,7 +41,7 @@ def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def milliseconds(timing: Timing) -> str:
+def milliseconds(timing: Latency) -> str:
     return f"{timing.median * 1e3:7.2f} ms (min {timing.minimum * 1e3:.2f})"
 
 
@@ -60,8 +60,9 @@ def compare(family: str, folder: Path) -> None:
         peer = session(path)
         want, got = peer.run(None, feeds)[0], next(iter(model.run(feeds).values()))
         error = float(np.abs(want - got).max() / np.abs(want).max())
-        times = interleaved(
-            {"ours": lambda m=model: m.run(feeds), "ort": lambda p=peer: p.run(None, feeds)}
+        times = take_turns(
+            {"ours": lambda m=model: m.run(feeds), "ort": lambda p=peer: p.run(None, feeds)},
+            seconds=5.0,
         )
         ours, theirs = times["ours"], times["ort"]
         size = (folder / "model.bsc").stat().st_size / 1e6

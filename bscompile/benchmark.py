@@ -1,7 +1,8 @@
 """How fast is an artifact, and how fast is ONNX Runtime beside it on the same threads?
 
-The two take turns of three calls and the first of each turn is not counted: it also pays for the
-other's worker threads, which go on spinning for a while, and for the caches that it filled.
+The two take turns. A turn begins with a pause, so that the other engine's idle workers have stopped
+spinning and gone to sleep, and with a call that is not counted: it pays for waking one's own
+workers and for the caches that the other one filled.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from bscompile.report import Report
 from bscompile.report.measured import attach_times
 from bscompile.samples import integer_limits, make_inputs, typical_lengths
 
-_TURN = 3
+_PAUSE_SECONDS = 0.03  # longer than any engine's idle workers spin
+_TURN = 4  # calls, the first of them not counted
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
     turns, begun = 0, time.perf_counter()
     while turns < 5 or time.perf_counter() - begun < seconds:
         for name, call in calls.items():
+            time.sleep(_PAUSE_SECONDS)
             for number in range(_TURN):
                 start = time.perf_counter()
                 call()
