@@ -8,10 +8,7 @@ import onnx.inliner
 
 #: Operators for which no target has a kernel. Those with one (LayerNormalization, Softmax, Gelu)
 #: and those that passes read (Swish) stay whole.
-_SPELLED_OUT = frozenset(
-    {"Attention", "Celu", "CenterCropPad", "RotaryEmbedding", "SwiGLU"}
-    | {"BlackmanWindow", "HammingWindow", "HannWindow"}
-)
+_SPELLED_OUT = frozenset({"Attention", "Celu", "CenterCropPad", "RotaryEmbedding", "SwiGLU"})
 
 
 def spell_out(skeleton: onnx.ModelProto) -> onnx.ModelProto | None:
