@@ -21,21 +21,11 @@ import onnxruntime as ort
 import bscompile
 from bscompile.errors import BscompileError
 from bscompile.models import factorize
-from tests.end_to_end.families import (
-    FAMILIES,
-    export,
-    merged_kronecker,
-    with_weights,
-    zero_blocks,
-)
+from tests.end_to_end import families
+from tests.end_to_end.families import FAMILIES, export, with_weights
 
 WEIGHTS = {
-    "dense": lambda w: w,
-    "4x4": zero_blocks((4, 4), 0.2),
-    "16x16": zero_blocks((16, 16), 0.2),
-    "8x4": zero_blocks((8, 4), 0.2),
-    "32x1": zero_blocks((32, 1), 0.2),
-    "kronecker": merged_kronecker((8, 8), 2, 0.3),
+    **families.WEIGHTS,
     "factorized": None,
 }
 TOLERANCE = 1e-4  # of the largest output; fp32 sums of thousands of terms through tens of layers
@@ -68,9 +58,9 @@ def cell(path: Path, weights: str, feeds: list[dict[str, np.ndarray]], folder: P
     return f"{verdict} {error:.1e}  {time.perf_counter() - begun:.1f} s"
 
 
-def rows(families: list[str], full: bool, folder: Path) -> Iterator[tuple[str, str]]:
+def rows(names: list[str], full: bool, folder: Path) -> Iterator[tuple[str, str]]:
     """(what, outcome) for every model of the table."""
-    for family, dynamic, dynamo in product(families, (False, True), (True, False)):
+    for family, dynamic, dynamo in product(names, (False, True), (True, False)):
         spec = FAMILIES[family]
         batches = (1, 2, 5) if dynamic else (2,)
         feeds = [{k: v.numpy() for k, v in spec.inputs(full, batch).items()} for batch in batches]
@@ -91,10 +81,10 @@ def rows(families: list[str], full: bool, folder: Path) -> Iterator[tuple[str, s
 
 def main() -> int:
     full = "--full" in sys.argv
-    families = [a for a in sys.argv[1:] if not a.startswith("--")] or list(FAMILIES)
+    names = [a for a in sys.argv[1:] if not a.startswith("--")] or list(FAMILIES)
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        for what, outcome in rows(families, full, Path(folder)):
+        for what, outcome in rows(names, full, Path(folder)):
             print(what, outcome, flush=True)
             wrong += outcome.startswith("WRONG")
     return int(bool(wrong))

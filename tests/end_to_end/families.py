@@ -238,3 +238,14 @@ def merged_kronecker(block: tuple[int, int], rank: int, density: float, seed: in
         return total * (weight.std() / max(total.std(), 1e-12))
 
     return change
+
+
+#: Kinds of weights that a family is given; together they meet every block that the road promises.
+WEIGHTS = {
+    "dense": lambda w: w,
+    "4x4": zero_blocks((4, 4), 0.2),
+    "16x16": zero_blocks((16, 16), 0.2),
+    "8x4": zero_blocks((8, 4), 0.2),
+    "32x1": zero_blocks((32, 1), 0.2),
+    "kronecker": merged_kronecker((8, 8), 2, 0.3),
+}

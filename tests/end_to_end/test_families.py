@@ -12,23 +12,9 @@ import torch
 
 import bscompile
 from bscompile.models import factorize
-from tests.end_to_end.families import (
-    FAMILIES,
-    export,
-    merged_kronecker,
-    with_weights,
-    zero_blocks,
-)
+from tests.end_to_end.families import FAMILIES, WEIGHTS, export, with_weights
 from tests.tolerance import assert_close
 
-WEIGHTS = {
-    "dense": lambda w: w,
-    "4x4": zero_blocks((4, 4), 0.2),
-    "16x16": zero_blocks((16, 16), 0.2),
-    "8x4": zero_blocks((8, 4), 0.2),
-    "32x1": zero_blocks((32, 1), 0.2),
-    "kronecker": merged_kronecker((8, 8), 2, 0.3),
-}
 #: Every family meets three kinds of weights; the other blocks are shared out among them.
 STATIC = [(family, weights) for family in FAMILIES for weights in ("dense", "16x16", "kronecker")]
 STATIC += [("mlp", "32x1"), ("lenet5", "4x4"), ("vit", "8x4"), ("swin", "32x1"), ("bert", "4x4")]
