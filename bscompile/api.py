@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bscompile import runtime_loader
 from bscompile.artifact import REPORT, read_artifact
 from bscompile.report import Report
+from bscompile.runtime import tvm_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ def build(
         TargetError: the target is unknown, or a tool that it needs is missing.
         StorageError: the artifact cannot be written.
     """
-    runtime_loader.import_compiler()
+    tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, compile_model
 
     folder = None if dump_ir is None else Path(dump_ir)
@@ -81,7 +81,7 @@ def inspect(
     """
     if isinstance(model, str | Path) and is_artifact(model):
         return Report.from_json(read_artifact(model, weights=False).members[REPORT])
-    runtime_loader.import_compiler()
+    tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, analyse_model
 
     return analyse_model(model, CompileOptions(target, threads, typical_rows), progress)

@@ -9,8 +9,8 @@ import textwrap
 import pytest
 
 import bscompile
-from bscompile import runtime_loader
 from bscompile.errors import TargetError
+from bscompile.runtime import tvm_library
 from tests.handmade import write_affine
 
 
@@ -55,9 +55,9 @@ def test_a_missing_runtime_says_what_to_install(tmp_path):
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(runtime_loader.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tvm_library.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TargetError, match=r"not installed \(pip install apache-tvm\)"):
-        runtime_loader.load_ffi.__wrapped__()
+        tvm_library.load_ffi.__wrapped__()
 
 
 def test_a_broken_library_is_one_line(monkeypatch, tmp_path):
@@ -67,9 +67,9 @@ def test_a_broken_library_is_one_line(monkeypatch, tmp_path):
     class Spec:
         origin = str(tmp_path / "__init__.py")
 
-    monkeypatch.setattr(runtime_loader.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(tvm_library.importlib.util, "find_spec", lambda name: Spec)
     with pytest.raises(TargetError, match="the TVM runtime cannot be loaded"):
-        runtime_loader.load_ffi.__wrapped__()
+        tvm_library.load_ffi.__wrapped__()
 
 
 def test_compiling_imports_no_torch(tmp_path):

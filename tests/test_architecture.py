@@ -14,13 +14,13 @@ ROOT = Path(bscompile.__file__).parent
 #: From the ground up; a module may import its own floor and those before it.
 FLOORS = [
     ("errors",),
-    ("files", "machine", "manifest"),
+    ("files", "machine", "manifest", "program"),
     ("formats",),
     ("dialect",),
     ("passes", "importer"),
     ("targets",),
     ("weights_file",),
-    ("artifact", "runtime_loader"),
+    ("artifact",),
     ("tuning",),
     ("report",),
     ("compiler", "runtime"),
@@ -32,11 +32,11 @@ FLOORS = [
 BESIDE = {
     "models": {"models", "formats", "files", "errors"},
     "manifest": {"manifest", "errors"},
+    "program": {"program", "manifest", "errors"},
     "weights_file": {"weights_file", "errors"},
     "artifact": {"artifact", "manifest", "weights_file", "files", "errors"},
-    "runtime_loader": {"runtime_loader", "machine", "errors"},
     "runtime": {
-        *("runtime", "runtime_loader", "machine"),
+        *("runtime", "program", "machine"),
         *("artifact", "manifest", "weights_file", "files", "errors"),
     },
 }

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bscompile.runtime as runtime
+from bscompile import runtime
 from bscompile.artifact import CODE, ParamSpec, TensorSpec, write_artifact
 from bscompile.errors import ArtifactError, StorageError, UsageError
+from bscompile.runtime import tvm_library
+from bscompile.runtime.model import _check_shape
 from tests.handmade import (
     REPORT,
     affine_manifest,
@@ -122,10 +124,10 @@ def test_a_wrong_input_is_named_in_one_line(model, inputs, message):
 def test_equal_symbols_must_have_equal_lengths():
     specs = [TensorSpec("a", ("n", "m"), "float32"), TensorSpec("b", ("m", "n"), "float32")]
     lengths: dict[str, tuple[int, str]] = {}
-    runtime._check_shape(specs[0], (2, 3), lengths)
-    runtime._check_shape(specs[1], (3, 2), lengths)
+    _check_shape(specs[0], (2, 3), lengths)
+    _check_shape(specs[1], (3, 2), lengths)
     with pytest.raises(UsageError, match=r"axis 0 \(m\) is 4 long, but 3 in input a"):
-        runtime._check_shape(specs[1], (4, 2), lengths)
+        _check_shape(specs[1], (4, 2), lengths)
 
 
 def test_one_input_may_be_passed_alone(tmp_path, model):
@@ -205,7 +207,7 @@ def test_thread_counts(path, model):
 )
 def test_code_for_another_machine_is_not_loaded(tmp_path, monkeypatch, changes, message):
     path = write_affine(tmp_path / "other.bsc", **changes)
-    monkeypatch.setattr(runtime.runtime_loader, "Executable", None)  # would fail if reached
+    monkeypatch.setattr(tvm_library, "Executable", None)  # would fail if reached
     with pytest.raises(ArtifactError, match=message) as caught:
         runtime.load(path)
     assert str(path) in str(caught.value)

@@ -102,7 +102,7 @@ class ChildMeasurer(Measurer):
     def _start(self, threads: int) -> None:
         ours, theirs = Pipe()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        # Kernels are timed as they will run: see runtime_loader.py.
+        # Kernels are timed as they will run: see runtime/tvm_library.py.
         environment.setdefault("TVM_NUM_THREADS", str(threads))
         environment.setdefault("TVM_BIND_THREADS", "0")
         command = f"from bscompile.tuning.worker import main; main({theirs.fileno()})"

@@ -1,14 +1,9 @@
-"""Run an artifact: ``load(path)`` gives a ``Model``.
-
-Needs numpy and the TVM runtime; no compiler, no torch, no onnx. An artifact holds machine code:
-its hashes protect against damage, not against a hostile author, so load what you trust.
-"""
+"""A loaded artifact: its contract checked, its calls handed to an executor."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,16 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile import runtime_loader
-from bscompile.artifact import CODE, Artifact, Manifest, TensorSpec, read_artifact
+from bscompile.artifact import Artifact, TensorSpec, read_artifact
 from bscompile.errors import ArtifactError, UsageError, did_you_mean
-from bscompile.machine import available_threads, check_machine
-from bscompile.manifest import installed_versions
-from bscompile.weights_file import ALIGNMENT, empty_aligned
+from bscompile.machine import available_threads
+from bscompile.runtime.executor import Executor, RefusedError, open_executor
 
 Array = npt.NDArray[Any]
-
-_ENTRY = "main"
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:
@@ -44,7 +35,6 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
         raise UsageError(f"threads: at least 1 is wanted, got {threads}")
     artifact = read_artifact(path)
     try:
-        _check_fits(artifact.manifest)
         return Model(artifact, threads)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error.message}", error.hint) from error
@@ -60,19 +50,13 @@ class Model:
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
-        if CODE not in artifact.members:
-            raise ArtifactError(f"the member {CODE!r} is missing")
         self.manifest = artifact.manifest
         self.members = artifact.members
         self.threads = min(threads or self.manifest.threads, available_threads())
-        self._ffi = runtime_loader.load_ffi()
         self._lock = threading.Lock()
         self._specs = {spec.name: spec for spec in self.inputs}
         self._dtypes = [np.dtype(spec.dtype) for spec in self.inputs]
-        self._executable = runtime_loader.Executable(artifact.members[CODE])
-        self._param_addresses: set[int] = set()
-        self._params = self._load_params(artifact.weights)
-        self._main: Any = self._bound_main(self._executable.machine())
+        self._executor: Executor | None = open_executor(artifact, self.threads)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -98,16 +82,19 @@ class Model:
                 cannot work with the lengths of its symbolic dimensions.
         """
         arrays = self._check(inputs)
-        tensors = [self._tensor(array) for array in arrays]
         with self._lock:
-            if self._main is None:
-                raise UsageError("this model was closed")
-            runtime_loader.use_threads(self.threads)
             try:
-                results = self._main(*tensors)
-            except Exception as error:  # whatever TVM's own checks raise
-                raise self._refusal(arrays, error) from error
-        return self._collect(results, arrays)
+                results = self._open().run(arrays)
+            except RefusedError as error:
+                given = ", ".join(
+                    f"{spec.name} {list(array.shape)}"
+                    for spec, array in zip(self.inputs, arrays, strict=True)
+                )
+                raise UsageError(
+                    f"the model cannot run on {given}: {error}",
+                    hint="its symbolic dimensions may not take these lengths",
+                ) from error
+        return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
 
     def __call__(self, x: npt.ArrayLike) -> Array | dict[str, Array]:
         """Run a model of one input; one output is returned as an array, more as a dict.
@@ -133,34 +120,16 @@ class Model:
         Raises:
             UsageError: as ``run``.
         """
-        tensors = [self._tensor(array) for array in self._check(inputs)]
-        vm = self._executable.machine()
-        main = self._bound_main(vm)
-        calls: list[tuple[str, float]] = []
-        started = [0.0]
-
-        def watch(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> None:
-            if before:
-                started.append(time.perf_counter())
-            else:
-                calls.append((symbol, time.perf_counter() - started.pop()))
-
-        vm["set_instrument"](self._ffi.convert_func(watch))
-        rounds = []
+        arrays = self._check(inputs)
         with self._lock:
-            runtime_loader.use_threads(self.threads)
-            for _ in range(repeats + 1):  # the first warms up
-                calls.clear()
-                main(*tensors)
-                rounds.append([call for call in calls if not call[0].startswith("vm.")])
-        symbols = [symbol for symbol, _ in rounds[0]]
-        times = np.median([[seconds for _, seconds in one] for one in rounds[1:]], axis=0)
-        return list(zip(symbols, times.tolist(), strict=True))
+            return self._open().profile(arrays, repeats)
 
     def close(self) -> None:
         """Free the weights and the code's memory; the model cannot be used afterwards."""
         with self._lock:
-            self._main, self._params = None, []
+            if self._executor is not None:
+                self._executor.close()
+            self._executor = None
 
     def __enter__(self) -> Model:
         return self
@@ -178,32 +147,10 @@ class Model:
         outputs = ", ".join(map(str, self.outputs))
         return f"Model {self.manifest.name} ({inputs}) -> ({outputs}) for {self.manifest.target}"
 
-    # ------------------------------------------------------------ into TVM
-
-    def _bound_main(self, vm: Any) -> Any:
-        wanted = len(self.inputs) + len(self._params)
-        try:
-            arity = int(vm["get_function_arity"](_ENTRY))
-        except (RuntimeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"its code has no function {_ENTRY!r}") from error
-        if arity != wanted:
-            raise ArtifactError(f"its code takes {arity} arguments, the manifest lists {wanted}")
-        return runtime_loader.bind(vm, _ENTRY, self._params)
-
-    def _load_params(self, weights: Mapping[str, Array]) -> list[Any]:
-        """One tensor per parameter, in the dtype that the code wants, aligned."""
-        loaded: dict[tuple[str, str], Any] = {}
-        for param in self.manifest.params:
-            key = (param.name, param.used)
-            if key not in loaded:
-                array = weights[param.name]
-                if param.used != param.stored:
-                    widened = empty_aligned(array.shape, param.used)
-                    widened[...] = array
-                    array = widened
-                self._param_addresses.add(_address(array))
-                loaded[key] = self._tensor(array)
-        return [loaded[param.name, param.used] for param in self.manifest.params]
+    def _open(self) -> Executor:
+        if self._executor is None:
+            raise UsageError("this model was closed", hint="load it again")
+        return self._executor
 
     def _check(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
         """The inputs in order, as arrays that fit their specs."""
@@ -236,56 +183,6 @@ class Model:
             arrays.append(array)
         return arrays
 
-    def _tensor(self, array: Array) -> Any:
-        """The array for TVM: without a copy where it is contiguous, aligned and writable."""
-        flags = array.flags
-        plain = flags.c_contiguous and flags.writeable and array.dtype.isnative
-        if not plain or _address(array) % ALIGNMENT:
-            aligned = empty_aligned(array.shape, array.dtype.newbyteorder("="))
-            aligned[...] = array
-            array = aligned
-        return self._ffi.from_dlpack(array)
-
-    def _refusal(self, arrays: Sequence[Array], error: Exception) -> UsageError:
-        """What the code itself found wrong, such as a length that its reshapes cannot split."""
-        given = ", ".join(
-            f"{spec.name} {list(array.shape)}"
-            for spec, array in zip(self.inputs, arrays, strict=True)
-        )
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        return UsageError(
-            f"the model cannot run on {given}: {reason.strip()}",
-            hint="its symbolic dimensions may not take these lengths",
-        )
-
-    # ------------------------------------------------------------ out of TVM
-
-    def _collect(self, results: Any, inputs: Sequence[Array]) -> dict[str, Array]:
-        """Name -> array; copied where the memory belongs to somebody else."""
-        many = results if len(self.outputs) != 1 or _is_sequence(results) else [results]
-        if len(many) != len(self.outputs):
-            raise ArtifactError(f"its code returned {len(many)} outputs, not {len(self.outputs)}")
-        arrays = {}
-        taken = {_address(array) for array in inputs}
-        for spec, result in zip(self.outputs, many, strict=True):
-            array = np.from_dlpack(result)
-            address = _address(array)
-            if address in taken or address in self._param_addresses:
-                array = array.copy()
-            taken.add(address)
-            arrays[spec.name] = array
-        return arrays
-
-
-def _address(array: Array) -> int:
-    # Half the time of array.ctypes.data, and it counts in every call.
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-def _is_sequence(results: Any) -> bool:
-    return not hasattr(results, "__dlpack__")
-
 
 def _check_shape(
     spec: TensorSpec, shape: tuple[int, ...], lengths: dict[str, tuple[int, str]]
@@ -306,16 +203,3 @@ def _check_shape(
                     f"input {spec}: axis {axis} ({wanted}) is {length} long, "
                     f"but {known} in input {where}"
                 )
-
-
-def _check_fits(manifest: Manifest) -> None:
-    """Refuse an artifact whose code this installation or machine cannot run."""
-    if manifest.loader != "vm":
-        raise ArtifactError(f"made for the loader {manifest.loader!r}, this runtime has vm")
-    check_machine(manifest.machine, manifest.features)
-    here, built = installed_versions()["apache-tvm"], manifest.versions.get("apache-tvm")
-    if built != here:
-        raise ArtifactError(
-            f"built with apache-tvm {built}, installed is {here}",
-            hint="build the model again, or install the version it was built with",
-        )

@@ -1,0 +1,158 @@
+"""Code for TVM's Relax virtual machine on this CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.artifact import CODE, Artifact
+from bscompile.errors import ArtifactError
+from bscompile.machine import check_machine
+from bscompile.manifest import Manifest, installed_versions
+from bscompile.runtime import tvm_library
+from bscompile.runtime.executor import Executor, RefusedError
+from bscompile.weights_file import ALIGNMENT, empty_aligned
+
+Array = npt.NDArray[Any]
+
+_ENTRY = "main"
+
+
+class VirtualMachine(Executor):
+    """A shared library with a Relax executable; the weights are bound to its function main."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        _check_fits(artifact.manifest)
+        if CODE not in artifact.members:
+            raise ArtifactError(f"the member {CODE!r} is missing")
+        self._manifest = artifact.manifest
+        self._threads = threads
+        self._ffi = tvm_library.load_ffi()
+        self._executable = tvm_library.Executable(artifact.members[CODE])
+        self._param_addresses: set[int] = set()
+        self._params = self._load_params(artifact.weights)
+        self._main: Any = self._bound_main(self._executable.machine())
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Call main; contiguous, aligned inputs are used without a copy."""
+        tensors = [self._tensor(array) for array in inputs]
+        tvm_library.use_threads(self._threads)
+        try:
+            results = self._main(*tensors)
+        except Exception as error:  # whatever TVM's own checks raise
+            lines = (line.strip() for line in str(error).splitlines())
+            raise RefusedError(next((line for line in lines if line), "no reason given")) from error
+        return self._collect(results, inputs)
+
+    def profile(self, inputs: Sequence[Array], repeats: int) -> list[tuple[str, float]]:
+        """Time every kernel by the virtual machine's own instrument, in a machine of its own."""
+        tensors = [self._tensor(array) for array in inputs]
+        vm = self._executable.machine()
+        main = self._bound_main(vm)
+        calls: list[tuple[str, float]] = []
+        started = [0.0]
+
+        def watch(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> None:
+            if before:
+                started.append(time.perf_counter())
+            else:
+                calls.append((symbol, time.perf_counter() - started.pop()))
+
+        vm["set_instrument"](self._ffi.convert_func(watch))
+        rounds = []
+        tvm_library.use_threads(self._threads)
+        for _ in range(repeats + 1):  # the first warms up
+            calls.clear()
+            main(*tensors)
+            rounds.append([call for call in calls if not call[0].startswith("vm.")])
+        symbols = [symbol for symbol, _ in rounds[0]]
+        times = np.median([[seconds for _, seconds in one] for one in rounds[1:]], axis=0)
+        return list(zip(symbols, times.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Free the weights and the code's memory."""
+        self._main, self._params = None, []
+
+    # ------------------------------------------------------------ into TVM
+
+    def _bound_main(self, vm: Any) -> Any:
+        wanted = len(self._manifest.inputs) + len(self._params)
+        try:
+            arity = int(vm["get_function_arity"](_ENTRY))
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"its code has no function {_ENTRY!r}") from error
+        if arity != wanted:
+            raise ArtifactError(f"its code takes {arity} arguments, the manifest lists {wanted}")
+        return tvm_library.bind(vm, _ENTRY, self._params)
+
+    def _load_params(self, weights: Mapping[str, Array]) -> list[Any]:
+        """One tensor per parameter, in the dtype that the code wants, aligned."""
+        loaded: dict[tuple[str, str], Any] = {}
+        for param in self._manifest.params:
+            key = (param.name, param.used)
+            if key not in loaded:
+                array = weights[param.name]
+                if param.used != param.stored:
+                    widened = empty_aligned(array.shape, param.used)
+                    widened[...] = array
+                    array = widened
+                self._param_addresses.add(_address(array))
+                loaded[key] = self._tensor(array)
+        return [loaded[param.name, param.used] for param in self._manifest.params]
+
+    def _tensor(self, array: Array) -> Any:
+        """The array for TVM: without a copy where it is contiguous, aligned and writable."""
+        flags = array.flags
+        plain = flags.c_contiguous and flags.writeable and array.dtype.isnative
+        if not plain or _address(array) % ALIGNMENT:
+            aligned = empty_aligned(array.shape, array.dtype.newbyteorder("="))
+            aligned[...] = array
+            array = aligned
+        return self._ffi.from_dlpack(array)
+
+    # ------------------------------------------------------------ out of TVM
+
+    def _collect(self, results: Any, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs as arrays; copied where the memory belongs to somebody else."""
+        outputs = self._manifest.outputs
+        many = results if len(outputs) != 1 or _is_sequence(results) else [results]
+        if len(many) != len(outputs):
+            raise ArtifactError(f"its code returned {len(many)} outputs, not {len(outputs)}")
+        arrays = []
+        taken = {_address(array) for array in inputs}
+        for result in many:
+            array = np.from_dlpack(result)
+            address = _address(array)
+            if address in taken or address in self._param_addresses:
+                array = array.copy()
+            taken.add(address)
+            arrays.append(array)
+        return arrays
+
+
+EXECUTOR = VirtualMachine
+
+
+def _address(array: Array) -> int:
+    # Half the time of array.ctypes.data, and it counts in every call.
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _is_sequence(results: Any) -> bool:
+    return not hasattr(results, "__dlpack__")
+
+
+def _check_fits(manifest: Manifest) -> None:
+    """Refuse code that this installation or machine cannot run."""
+    check_machine(manifest.machine, manifest.features)
+    here, built = installed_versions()["apache-tvm"], manifest.versions.get("apache-tvm")
+    if built != here:
+        raise ArtifactError(
+            f"built with apache-tvm {built}, installed is {here}",
+            hint="build the model again, or install the version it was built with",
+        )
