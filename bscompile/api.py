@@ -10,7 +10,7 @@ from bscompile.report import Report
 from bscompile.runtime import tvm_library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from bscompile.compiler import CompiledModel
     from bscompile.tuning.session import Progress
@@ -24,6 +24,7 @@ def build(
     output: str | Path | None = None,
     threads: int | None = None,
     typical_rows: int = 128,
+    dimensions: Mapping[str, int] | None = None,
     dump_ir: str | Path | None = None,
     database: str | Path | None = None,
     device: str | None = None,
@@ -37,6 +38,7 @@ def build(
         output: Where to save the artifact; None leaves that to ``CompiledModel.save``.
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows to plan for where the model leaves them symbolic.
+        dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
         dump_ir: Folder that receives the model after every pass.
         database: Tuning database to take measured choices from; None takes the user's own.
         device: Key of the RPC device that it is compiled for and was tuned on; None is this one.
@@ -52,7 +54,9 @@ def build(
 
     folder = None if dump_ir is None else Path(dump_ir)
     records = None if database is None else Path(database)
-    options = CompileOptions(target, threads, typical_rows, folder, records, device)
+    options = CompileOptions(
+        target, threads, typical_rows, dimensions or {}, folder, records, device
+    )
     compiled = compile_model(model, options, progress)
     if output is not None:
         compiled.save(output)
@@ -65,6 +69,7 @@ def inspect(
     *,
     threads: int | None = None,
     typical_rows: int = 128,
+    dimensions: Mapping[str, int] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """What was done, or would be done, to each layer.
@@ -74,6 +79,7 @@ def inspect(
         target: What to plan for; an artifact keeps its own.
         threads: Worker threads to plan for.
         typical_rows: Rows to plan for where the model leaves them symbolic.
+        dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
         progress: Called with one line at the start of each phase.
 
     Raises:
@@ -84,7 +90,9 @@ def inspect(
     tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, analyse_model
 
-    return analyse_model(model, CompileOptions(target, threads, typical_rows), progress)
+    return analyse_model(
+        model, CompileOptions(target, threads, typical_rows, dimensions or {}), progress
+    )
 
 
 def tune(
@@ -100,6 +108,7 @@ def tune(
     device: str | None = None,
     threads: int | None = None,
     typical_rows: int = 128,
+    dimensions: Mapping[str, int] | None = None,
     report: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -121,6 +130,7 @@ def tune(
         device: Key under which the tracker lends devices.
         threads: Worker threads to tune for.
         typical_rows: Rows to plan for where the model leaves them symbolic.
+        dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
         report: Where to write an HTML page about it.
         progress: Called with one line at the start of each phase.
         watch: Called after every candidate.
@@ -146,7 +156,7 @@ def tune(
     records = Database(path)
     for source in merge:
         records.merge(read_database(source))
-    options = CompileOptions(target, threads, typical_rows, device=device)
+    options = CompileOptions(target, threads, typical_rows, dimensions or {}, device=device)
     layers = collect_layers(model, options, say)
     say("tuning")
     settings = TuneOptions(trials=trials, timeout=timeout, jobs=jobs, runner=runner)

@@ -8,7 +8,7 @@ Each phase hands a value to the next; nothing is kept between calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ class CompileOptions:
         target: ``name`` or ``name:variant``, such as ``cpu`` or ``cpu:avx2``.
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows of x to plan for where the model leaves them symbolic.
+        dimensions: Lengths for symbolic dimensions of the inputs; the others stay symbolic.
         dump_ir: Folder that receives the model after every pass, as ONNX files.
         database: Tuning database to take measured choices from; None takes the user's own.
         device: Key under which an RPC tracker lends the machine to compile for; None is this one.
@@ -51,6 +52,7 @@ class CompileOptions:
     target: str = "cpu"
     threads: int | None = None
     typical_rows: int = 128
+    dimensions: Mapping[str, int] = field(default_factory=dict)
     dump_ir: Path | None = None
     database: Path | None = None
     device: str | None = None
@@ -103,7 +105,7 @@ def compile_model(
     from bscompile.targets.lowering import lower
 
     say("lowering to Relax")
-    lowered = lower(prepared.model, prepared.context)
+    lowered = lower(prepared.model, prepared.context, use_up=True)
     say("generating code")
     members = prepared.context.target.build(lowered, prepared.context)
     say("packing weights")
@@ -171,7 +173,7 @@ def _rewrite(
     from bscompile.targets.lowering.support import check_supported
 
     say("reading the model")
-    graph = importer.load_model(model)
+    graph = importer.load_model(model, options.dimensions)
     check_supported(graph)
     dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
     notes = pipeline.run(graph, pipeline.pipeline(planner), dump=dump, progress=say)

@@ -6,34 +6,20 @@ from pathlib import Path
 
 import click
 
-from bscompile.cli.talk import Talk, check_target, talk_options, threads_option
+from bscompile.cli.plan import Plan, plan_options
+from bscompile.cli.talk import Talk, talk_options
 from bscompile.errors import UsageError
 
 
 @click.command(name="build")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    default="cpu",
-    show_default=True,
-    metavar="NAME[:VARIANT]",
-    help="What to compile for; see bscompile targets.",
-)
+@plan_options
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="OUT.bsc",
     help="Where to write; beside the model by default.",
-)
-@threads_option
-@click.option(
-    "--typical-rows",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    metavar="N",
-    help="Rows to plan for where the model leaves them open.",
 )
 @click.option(
     "--dump-ir",
@@ -54,10 +40,8 @@ from bscompile.errors import UsageError
 def command(
     talk: Talk,
     model: Path,
-    target: str,
+    plan: Plan,
     output: Path | None,
-    threads: int | None,
-    typical_rows: int,
     dump_ir: Path | None,
     tune_first: bool,
     database: Path | None,
@@ -67,7 +51,6 @@ def command(
 
     Prints the artifact's path; what became of each layer is told on stderr.
     """
-    check_target(target)
     goal = output or model.with_suffix(".bsc")
     _check_files(model, goal)
     from bscompile.api import build, tune
@@ -80,23 +63,19 @@ def command(
 
             result = tune(
                 model,
-                target,
                 database=database,
-                threads=threads,
-                typical_rows=typical_rows,
                 progress=progress,
                 watch=watcher(talk, progress),
+                **plan.options(),
             )
             talk.say(result.headline)
         compiled = build(
             model,
-            target,
-            threads=threads,
-            typical_rows=typical_rows,
             dump_ir=dump_ir,
             database=database,
             device=key,
             progress=progress,
+            **plan.options(),
         )
         progress("writing the artifact")
         compiled.save(goal)

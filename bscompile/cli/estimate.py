@@ -7,7 +7,8 @@ from contextlib import closing
 
 import click
 
-from bscompile.cli.talk import Talk, check_target, talk_options, threads_option
+from bscompile.cli.plan import check_target
+from bscompile.cli.talk import Talk, talk_options, threads_option
 from bscompile.errors import UsageError
 
 

@@ -151,17 +151,3 @@ def parse_dims(dims: tuple[str, ...]) -> dict[str, int]:
             raise UsageError(f"--dim {text}: NAME=LENGTH is wanted, such as batch=4")
         lengths[name] = int(length)
     return lengths
-
-
-def check_target(spec: str) -> None:
-    """Refuse an unknown target before anything heavy is imported.
-
-    Raises:
-        TargetError: no target has that name.
-    """
-    from bscompile.errors import TargetError, did_you_mean
-    from bscompile.targets import TARGETS
-
-    name = spec.partition(":")[0]
-    if name not in TARGETS:
-        raise TargetError(f"unknown target {name!r}", did_you_mean(name, TARGETS))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bscompile.cli.talk import Talk, check_target, talk_options, threads_option
+from bscompile.cli.plan import Plan, plan_options
+from bscompile.cli.talk import Talk, talk_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,13 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(name="tune")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    default="cpu",
-    show_default=True,
-    metavar="NAME[:VARIANT]",
-    help="What to tune for; see bscompile targets.",
-)
+@plan_options
 @click.option(
     "--trials",
     type=click.IntRange(min=2),
@@ -71,20 +66,11 @@ if TYPE_CHECKING:
     metavar="OUT.html",
     help="Write a page with curves, roofline and sparsity maps.",
 )
-@threads_option
-@click.option(
-    "--typical-rows",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    metavar="N",
-    help="Rows to tune for where the model leaves them open.",
-)
 @talk_options
 def command(
     talk: Talk,
     model: Path,
-    target: str,
+    plan: Plan,
     trials: int,
     timeout: float | None,
     jobs: int,
@@ -93,20 +79,16 @@ def command(
     rpc: str | None,
     key: str | None,
     report: Path | None,
-    threads: int | None,
-    typical_rows: int,
 ) -> None:
     """Measure what each layer of an ONNX model runs fastest in.
 
     The results go into a database that bscompile build asks. Ctrl-C keeps everything found.
     """
-    check_target(target)
     from bscompile.api import tune
 
     with talk.phases() as progress:
         result = tune(
             model,
-            target,
             trials=trials,
             timeout=timeout,
             jobs=jobs,
@@ -114,8 +96,7 @@ def command(
             merge=merge,
             rpc=rpc,
             device=key,
-            threads=threads,
-            typical_rows=typical_rows,
+            **plan.options(),
             report=report,
             progress=progress,
             watch=watcher(talk, progress),

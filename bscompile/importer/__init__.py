@@ -3,6 +3,7 @@
 parse.py      bytes -> message of a known version
 skeleton.py   weights aside (tensors.py; external_data.py maps those beside the file)
 checks.py     structure, names, NaN       order.py   topological order, cycles
+dimensions.py lengths for symbolic dimensions
 normalise.py  onnx's checker, inliner, version converter, shape inference on the skeleton
 spell_out.py  operators that ONNX defines by functions and no target has a kernel for
 attach.py     the onnx_ir model with its weights again
@@ -11,6 +12,7 @@ attach.py     the onnx_ir model with its weights again
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -19,6 +21,7 @@ import onnx_ir as ir
 from bscompile.errors import ModelError
 from bscompile.importer.attach import attach
 from bscompile.importer.checks import check_structure, check_values
+from bscompile.importer.dimensions import fix_dimensions
 from bscompile.importer.normalise import declare, normalise
 from bscompile.importer.order import sort_nodes
 from bscompile.importer.parse import check_versions, parse
@@ -29,11 +32,15 @@ __all__ = ["FIXED_INPUTS_KEY", "load_model"]
 FIXED_INPUTS_KEY = "bscompile.fixed_inputs"  # metadata: inputs whose default was compiled in
 
 
-def load_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+def load_model(
+    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    dimensions: Mapping[str, int] | None = None,
+) -> ir.Model:
     """Read, check and normalise a model.
 
     Args:
         source: The path of an .onnx file, or a model in memory (which is left unchanged).
+        dimensions: Lengths for symbolic dimensions of the inputs; the others stay symbolic.
 
     Returns:
         A new model: local functions inlined, opset at least 20, nodes in topological order,
@@ -43,7 +50,7 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> i
         ModelError: the file or the model is broken, hostile or not supported.
     """
     try:
-        return _load(source)
+        return _load(source, dimensions or {})
     except UnicodeDecodeError as error:  # anywhere that a damaged string is looked at
         raise ModelError(
             f"the model holds text that is not UTF-8: {error.object[:20]!r}",
@@ -51,7 +58,9 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> i
         ) from None
 
 
-def _load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
+def _load(
+    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model, dimensions: Mapping[str, int]
+) -> ir.Model:
     base: Path | None = None
     if isinstance(source, ir.Model):
         skeleton, tensors = split_ir(source)
@@ -68,6 +77,7 @@ def _load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mod
     check_structure(skeleton, tensors)
     check_values(skeleton, tensors)
     fixed = drop_inputs_with_defaults(skeleton, tensors)
+    fix_dimensions(skeleton, dimensions)
     sort_nodes(skeleton)
     inputs = [value.name for value in skeleton.graph.input]
     skeleton = normalise(declare(skeleton, tensors))

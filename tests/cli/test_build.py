@@ -210,3 +210,16 @@ def test_an_interrupted_build_leaves_nothing(source, tmp_path):
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "bscompile: interrupted; no file was left half written"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_dimension_can_be_fixed(call, source, tmp_path):
+    goal = tmp_path / "fixed.bsc"
+    code, _, err = call("build", source, "-o", goal, "--dim", "batch=2")
+    assert code == 0, err
+    assert [spec.shape for spec in bscompile.load(goal).inputs] == [(2, 64)]
+    code, out, _ = call("verify", goal, source)
+    assert code == 0, out
+    wrong = tmp_path / "wrong.bsc"
+    code, _, err = call("build", source, "-o", wrong, "--dim", "bach=2")
+    assert (code, wrong.exists()) == (3, False)
+    assert "Did you mean 'batch'" in err

@@ -1,0 +1,82 @@
+"""The options of every command that plans for a target: which machine, how wide, which lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import click
+
+from bscompile.cli.talk import dims_option, parse_dims, threads_option
+from bscompile.errors import TargetError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compile for.
+
+    Attributes:
+        target: ``name`` or ``name:variant``.
+        threads: Worker threads; None takes what the machine has.
+        typical_rows: Rows to plan for where the model leaves them open.
+        dimensions: Lengths for symbolic dimensions.
+    """
+
+    target: str
+    threads: int | None
+    typical_rows: int
+    dimensions: dict[str, int]
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of the functions of bscompile.api."""
+        return asdict(self)
+
+
+def plan_options(command: F) -> F:
+    """Add --target, --threads, --typical-rows and --dim; the command gets them as one ``plan``.
+
+    An unknown target is refused before anything heavy is imported.
+    """
+
+    def wrapped(
+        target: str, threads: int | None, typical_rows: int, dims: tuple[str, ...], **options: Any
+    ) -> Any:
+        check_target(target)
+        return command(plan=Plan(target, threads, typical_rows, parse_dims(dims)), **options)
+
+    wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+    wrapped.__dict__.update(command.__dict__)
+    target_option = click.option(
+        "--target",
+        default="cpu",
+        show_default=True,
+        metavar="NAME[:VARIANT]",
+        help="What to compile for; see bscompile targets.",
+    )
+    rows_option = click.option(
+        "--typical-rows",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="N",
+        help="Rows to plan for where the model leaves them open.",
+    )
+    for option in (dims_option, rows_option, threads_option, target_option):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]  # same command, other options
+
+
+def check_target(spec: str) -> None:
+    """Refuse an unknown target.
+
+    Raises:
+        TargetError: no target has that name.
+    """
+    from bscompile.targets import TARGETS
+
+    name = spec.partition(":")[0]
+    if name not in TARGETS:
+        raise TargetError(f"unknown target {name!r}", did_you_mean(name, TARGETS))
