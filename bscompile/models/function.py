@@ -126,11 +126,13 @@ def _b_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
     stacked, terms, x = b.reshape(r * bh, bw), _terms_last(c), xt.view(n1, bw, rows)
     g = gt.view(m1, bh * rows)
-    z = _each(stacked, x).view(n1 * r, bh * rows)
-    dc = (g @ z.T).view(m1, n1, r).permute(2, 0, 1)
+    z = _each(stacked, x).view(n1, r, bh * rows)
+    # One product a term gives dC in the layout of A; g @ zᵀ at once would interleave the terms.
+    dc = torch.bmm(g.expand(r, -1, -1), z.permute(1, 2, 0))
     dz = (terms.T @ g).view(n1, r * bh, rows)
     dx = _each(stacked.T, dz).view(n1 * bw, rows) if with_dx else None
-    db = torch.bmm(dz, x.transpose(1, 2)).sum(0).view(r, bh, bw)
+    # The longer side last: the products are small, and wide rows are what they vectorise over.
+    db = torch.bmm(x, dz.transpose(1, 2)).sum(0).view(bw, r, bh).permute(1, 2, 0)
     return dx, dc, db
 
 
