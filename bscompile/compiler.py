@@ -107,7 +107,10 @@ def compile_model(
     say("lowering to Relax")
     lowered = lower(prepared.model, prepared.context, use_up=True)
     say("generating code")
-    members = prepared.context.target.build(lowered, prepared.context)
+    target = prepared.context.target
+    if target.prepare is not None:
+        lowered = target.prepare(lowered, prepared.context)
+    members = target.build(lowered, prepared.context)
     say("packing weights")
     return _package(prepared, lowered, members)
 

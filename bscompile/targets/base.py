@@ -179,6 +179,8 @@ class Target:
         hardware: (variant, threads or None) -> the spec to compile for.
         templates: Kernel templates in order of preference.
         build: (lowered module, context) -> artifact members, file name -> bytes.
+        prepare: Runs before ``build`` where a target's passes add parameters:
+            (lowered, context) -> lowered.
         loader: Name of the runtime loader that runs those members.
         compile_kernel: (tvm.tirx.PrimFunc, spec) -> a tvm.runtime.Executable that holds it as
             ``kernel``; the tuner times single kernels with it. None where they cannot be.
@@ -195,6 +197,7 @@ class Target:
     loader: str = "vm"
     compile_kernel: Callable[[Any, HardwareSpec], Any] | None = None
     device: str = "cpu"
+    prepare: Callable[[Any, TargetContext], Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not self.templates:
