@@ -14,7 +14,7 @@ ROOT = Path(bscompile.__file__).parent
 #: From the ground up; a module may import its own floor and those before it.
 FLOORS = [
     ("errors",),
-    ("files", "machine", "manifest", "program"),
+    ("files", "machine", "manifest", "program", "launches"),
     ("formats",),
     ("dialect",),
     ("passes", "importer"),
@@ -33,10 +33,11 @@ BESIDE = {
     "models": {"models", "formats", "files", "errors"},
     "manifest": {"manifest", "errors"},
     "program": {"program", "manifest", "errors"},
+    "launches": {"launches", "program", "errors"},
     "weights_file": {"weights_file", "errors"},
     "artifact": {"artifact", "manifest", "weights_file", "files", "errors"},
     "runtime": {
-        *("runtime", "program", "machine"),
+        *("runtime", "program", "launches", "machine"),
         *("artifact", "manifest", "weights_file", "files", "errors"),
     },
 }

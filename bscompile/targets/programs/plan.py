@@ -37,12 +37,14 @@ class Rules:
         legalize: Operator name -> how it becomes loops, in place of TVM's own way.
         graph: Passes over operators, before these become loops.
         loops: Passes over the fused loop nests, before they are scheduled.
+        scheduled: Passes after that.
     """
 
     schedule: Callable[[Any], Any]
     legalize: Mapping[str, Legalizer] = field(default_factory=dict)
     graph: Sequence[Any] = ()
     loops: Sequence[Any] = ()
+    scheduled: Sequence[Any] = ()
 
 
 def passes(rules: Rules, target: str) -> list[Any]:
@@ -63,6 +65,7 @@ def passes(rules: Rules, target: str) -> list[Any]:
         CopyAliasedOutputs(),
         *rules.loops,
         _scheduling(rules.schedule, target),
+        *rules.scheduled,
         # Calls become calls on planned memory.
         _T.ToNonDataflow(),
         _T.RemovePurityChecking(),

@@ -1,0 +1,1 @@
+"""What GPU-like targets share: templates, schedules, and kernels as source text with launches."""
