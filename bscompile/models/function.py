@@ -10,6 +10,7 @@ products on views, without moving the intermediate tensor.
 Z and U are r times as large as the activations, so backward computes them again.
 Multiply-adds per row, with square brackets for what a batch pays once:
 B first r (n bh + m n / bw), A first r (m n / bh + m bw), built m n [+ r m n].
+On a GPU, form "fused" is B first in kernels that never store Z (``fused``); on request only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor
 from bscompile.errors import UsageError
 from bscompile.models.blocks import Block, merge_factors, to_blocks
 
-Form = Literal["b_first", "a_first", "built"]
-FORMS: tuple[Form, ...] = get_args(Form)
+Form = Literal["b_first", "a_first", "built", "fused"]
+FORMS: tuple[Form, ...] = ("b_first", "a_first", "built")  # those chosen from by cost
 
 
 def macs_per_row(shape: tuple[int, int], block: Block, rank: int) -> dict[Form, int]:
@@ -35,10 +36,12 @@ def macs_per_row(shape: tuple[int, int], block: Block, rank: int) -> dict[Form, 
         rank: Number of Kronecker terms.
     """
     (out, inner), (bh, bw) = shape, block
+    b_first = rank * (inner * bh + out * inner // bw)
     return {
-        "b_first": rank * (inner * bh + out * inner // bw),
+        "b_first": b_first,
         "a_first": rank * (out * inner // bh + out * bw),
         "built": out * inner,
+        "fused": b_first,
     }
 
 
@@ -70,15 +73,20 @@ def kronecker_linear(
     inner = A.shape[2] * B.shape[2]
     if x.shape[-1] != inner:
         raise UsageError(f"block-sparse layer: wanted input [..., {inner}], got {list(x.shape)}")
-    if form not in FORMS:
-        raise UsageError(f"form: wanted one of {', '.join(FORMS)}, got {form!r}")
+    if form not in get_args(Form):
+        raise UsageError(f"form: wanted one of {', '.join(get_args(Form))}, got {form!r}")
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         # Cast here, so that backward, which runs without autocast, sees the same dtypes.
         dtype = torch.get_autocast_dtype(kind)
         x, S, A, B = (t.to(dtype) for t in (x, S, A, B))
     rows = x.reshape(-1, inner)
-    y: Tensor = _KroneckerProduct.apply(rows, S, mask, A, B, form)  # type: ignore[no-untyped-call]
+    if form == "fused":
+        from bscompile.models.fused import fused_product
+
+        y = fused_product(rows, S * mask * A, B)
+    else:
+        y = _KroneckerProduct.apply(rows, S, mask, A, B, form)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
