@@ -111,6 +111,7 @@ def test_cheapest_form_follows_the_shape():
         "b_first": 2 * (64 * 8 + 128 * 8),
         "a_first": 2 * (128 * 8 + 64 * 8 * 2),
         "built": 8192,
+        "fused": 2 * (64 * 8 + 128 * 8),
     }
 
 
