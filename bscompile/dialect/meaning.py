@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect.ops import TENSOR_STEPS, ConvGeometry, LinearOp, dense_weight
+from bscompile.formats import KroneckerSum
 
 Array = npt.NDArray[Any]
 
@@ -41,14 +42,29 @@ def apply_step(step: str, y: Array, tensor: Array | None, conv: bool) -> Array:
 
 def evaluate(op: LinearOp, x: Array, tensors: tuple[Array, ...] = ()) -> Array:
     """The op's result in float64: the reference that kernels are checked against."""
-    weight = dense_weight(op.weight).astype(np.float64)
-    x = x.astype(np.float64)
-    y = x @ weight.T if op.conv is None else _convolve(x, weight, op.conv)
+    y = _product(op, x)
     rest = list(tensors)
     for step in op.epilogue:
         tensor = rest.pop(0).astype(np.float64) if step in TENSOR_STEPS else None
         y = apply_step(step, y, tensor, conv=op.conv is not None)
-    return y
+    return y if op.quantization is None else op.quantization.requantize(y)
+
+
+def _product(op: LinearOp, x: Array) -> Array:
+    """X Wᵀ in float64; the sums of an int8 layer are exact."""
+    weight = op.weight
+    if isinstance(weight, KroneckerSum):  # numpy's einsum knows no bfloat16
+        weight = weight.astype(np.float64)
+    dense = dense_weight(weight).astype(np.float64)
+    if op.quantization is None:
+        x = x.astype(np.float64)
+        return x @ dense.T if op.conv is None else _convolve(x, dense, op.conv)
+    if op.conv is not None:
+        raise ValueError("a quantised convolution is checked as the matmul over its windows")
+    q, scale, zero = op.quantization.quantize(x)
+    sums: Array = (q - zero).astype(np.float64) @ dense.T
+    real: Array = sums * (scale * op.quantization.scale)
+    return real
 
 
 def _convolve(x: Array, weight: Array, conv: ConvGeometry) -> Array:

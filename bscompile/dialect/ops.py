@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bscompile.dialect.quantization import Quantization
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 
 Array = npt.NDArray[Any]
@@ -68,12 +69,14 @@ class LinearOp:
         weight: W [out, in] in one of its forms.
         epilogue: Steps after the product, in order; see the module's head.
         conv: The geometry of a convolution, None for a matmul.
+        quantization: What the numbers of an int8 weight stand for; None for all others.
     """
 
     name: str
     weight: Weight
     epilogue: tuple[str, ...] = ()
     conv: ConvGeometry | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         for step in self.epilogue:

@@ -5,9 +5,10 @@ Everything above (passes, tuning, artifact) handles targets through these types 
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from bscompile.dialect import LinearOp, Weight
 from bscompile.errors import TargetError
+from bscompile.formats import KroneckerSum
 
 Array = npt.NDArray[Any]
 Config = Mapping[str, int | str]
@@ -36,6 +38,9 @@ class HardwareSpec:
         cache_gbps: One core's read rate from each of those levels.
         vector_bytes: Width of one vector register.
         launch_seconds: Cost of starting one parallel region or kernel.
+        machine: Processor family of the code, such as ``x86_64``.
+        vector_registers: How many there are; 0 where that follows from their width.
+        extensions: Precision -> features beyond ``features`` that this machine has for it.
     """
 
     name: str
@@ -48,13 +53,22 @@ class HardwareSpec:
     cache_gbps: tuple[float, ...]
     vector_bytes: int
     launch_seconds: float
+    machine: str = field(default_factory=platform.machine)
+    vector_registers: int = 0
+    extensions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak_gflops", MappingProxyType(dict(self.peak_gflops)))
+        object.__setattr__(self, "extensions", MappingProxyType(dict(self.extensions)))
         if self.cores < 1:
             raise ValueError(f"a machine has at least one core, got {self.cores}")
         if len(self.cache_bytes) != len(self.cache_gbps):
             raise ValueError("cache_bytes and cache_gbps name the same levels")
+
+    def extended(self, *precisions: str) -> HardwareSpec:
+        """The same machine with code allowed to use what it has for these precisions."""
+        more = [f for p in precisions for f in self.extensions.get(p, ()) if f not in self.features]
+        return replace(self, features=(*self.features, *dict.fromkeys(more)))
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,13 @@ class Problem:
         block: (bh, bw); (1, 1) for dense.
         nnzb: Live blocks; n k for dense.
         rank: Kronecker terms; 0 for other forms.
-        dtype: Of x, W and y, such as ``float32``.
+        dtype: What W is stored and multiplied in: ``float32``, ``bfloat16``, ``float16`` or
+            ``int8``.
         epilogue: Steps after the product, see bscompile.dialect.
         typical_m: Rows to expect when m is symbolic; the cost model uses it.
+        x_dtype: Of x as it comes; all but quantised layers take float32.
+        y_dtype: Of y as it leaves.
+        activation: How an int8 layer quantises x, see bscompile.dialect.quantization; else empty.
     """
 
     form: str
@@ -84,6 +102,9 @@ class Problem:
     dtype: str
     epilogue: tuple[str, ...] = ()
     typical_m: int = 128
+    x_dtype: str = "float32"
+    y_dtype: str = "float32"
+    activation: str = ""
 
     @property
     def rows(self) -> int:
@@ -179,6 +200,8 @@ class Target:
         hardware: (variant, threads or None) -> the spec to compile for.
         templates: Kernel templates in order of preference.
         build: (lowered module, context) -> artifact members, file name -> bytes.
+        elsewhere: Variant -> the manifest that serves it, for variants that differ in more than
+            the machine compiled for.
         prepare: Runs before ``build`` where a target's passes add parameters:
             (lowered, context) -> lowered.
         loader: Name of the runtime loader that runs those members.
@@ -197,6 +220,7 @@ class Target:
     loader: str = "vm"
     compile_kernel: Callable[[Any, HardwareSpec], Any] | None = None
     device: str = "cpu"
+    elsewhere: Mapping[str, Target] = field(default_factory=dict)
     prepare: Callable[[Any, TargetContext], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -240,18 +264,27 @@ class TargetContext:
 
 
 def problem_of(op: LinearOp, m: int | None, dtype: np.dtype[Any], typical_m: int = 128) -> Problem:
-    """The problem that a layer poses to a kernel template."""
+    """The problem that a layer poses to a kernel template.
+
+    Args:
+        op: The layer.
+        m: Rows of x; None when symbolic.
+        dtype: What the weight is to be multiplied in; the op's own may still be float32.
+        typical_m: Rows to expect when m is symbolic.
+    """
     n, k = op.shape
     weight = op.weight
     if isinstance(weight, np.ndarray):
-        return Problem("dense", m, n, k, (1, 1), n * k, 0, dtype.name, op.epilogue, typical_m)
-    if op.form == "kronecker":
-        support = int(weight.support.sum())  # type: ignore[union-attr]
-        rank = weight.rank  # type: ignore[union-attr]
-        return Problem(
-            "kronecker", m, n, k, weight.block, support, rank, dtype.name, op.epilogue, typical_m
-        )
-    nnzb = weight.nnzb  # type: ignore[union-attr]
-    return Problem(
-        "block_sparse", m, n, k, weight.block, nnzb, 0, dtype.name, op.epilogue, typical_m
-    )
+        form, block, live, rank = "dense", (1, 1), n * k, 0
+    elif isinstance(weight, KroneckerSum):
+        form, block, live = "kronecker", weight.block, int(weight.support.sum())
+        rank = weight.rank
+    else:
+        form, block, live, rank = "block_sparse", weight.block, weight.nnzb, 0
+    problem = Problem(form, m, n, k, block, live, rank, dtype.name, op.epilogue, typical_m)
+    if dtype != np.int8:
+        return problem
+    ends = op.quantization
+    if ends is None:
+        return replace(problem, activation="row")
+    return replace(problem, x_dtype=ends.x_dtype, y_dtype=ends.y_dtype, activation=ends.activation)

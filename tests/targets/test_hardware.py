@@ -18,7 +18,7 @@ from bscompile.targets.cpu.hardware import (
     llvm_target,
 )
 
-RATES = measure.Rates(100.0, (200.0, 100.0, 50.0), 30.0, 3e-6)
+RATES = measure.Rates(100.0, (200.0, 100.0, 50.0), 30.0, 3e-6, {"avx512_bf16": 200.0})
 CACHES = (32 << 10, 1 << 20, 32 << 20)
 
 
@@ -27,7 +27,7 @@ def counted(monkeypatch, tmp_path):
     """A cache folder of its own, and the measurements asked for in it."""
     calls = []
 
-    def fake(options, vector_bytes, caches):
+    def fake(options, vector_bytes, caches, extensions):
         calls.append(options["mcpu"])
         return RATES
 
@@ -37,7 +37,7 @@ def counted(monkeypatch, tmp_path):
 
 
 def measured(name="some CPU"):
-    return measure.measured_rates(name, {"mcpu": "x86-64-v4"}, 64, CACHES)
+    return measure.measured_rates(name, {"mcpu": "x86-64-v4"}, 64, CACHES, {})
 
 
 def test_rates_are_measured_once(counted, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,32 @@ INSTRUCTION_SETS = {
         InstructionSet("neon", "generic", "aarch64-linux-gnu", 16, ("asimd",)),
     )
 }
-VARIANTS = ("", *INSTRUCTION_SETS)
+_BF16: dict[str, tuple[str, ...]] = {"bfloat16": ("avx512_bf16",)}
+_VNNI: dict[str, tuple[str, ...]] = {"int8": ("avx512_vnni",)}
+#: Machines with more than their instruction set's baseline, precision by precision. Code uses
+#: what a build's precisions call for and no more, so that all else still runs on the baseline.
+EXTENDED: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "avx512vnni": ("avx512", _VNNI),
+    "avx512bf16": ("avx512", {**_BF16, **_VNNI}),
+    "amx": (
+        "avx512",
+        {
+            "bfloat16": ("avx512_bf16", "amx_tile", "amx_bf16"),
+            "int8": ("avx512_vnni", "amx_tile", "amx_int8"),
+        },
+    ),
+}
+VARIANTS = ("", *INSTRUCTION_SETS, *EXTENDED)
+#: How LLVM spells what /proc/cpuinfo calls a feature.
+_ATTRIBUTES = {
+    "avx512_bf16": "+avx512bf16",
+    "avx512_vnni": "+avx512vnni",
+    "amx_tile": "+amx-tile",
+    "amx_bf16": "+amx-bf16",
+    "amx_int8": "+amx-int8",
+}
+#: Multiply-adds relative to float32 of a machine that is not here to be measured.
+_NOMINAL = {"avx512_bf16": 2.0, "avx512_vnni": 4.0, "amx_bf16": 14.0, "amx_int8": 28.0}
 
 
 def host_instruction_set() -> InstructionSet:
@@ -102,25 +128,54 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
             f"unknown variant {variant!r} of target cpu", did_you_mean(variant, VARIANTS)
         )
     host = host_instruction_set()
-    isa = INSTRUCTION_SETS[variant] if variant else host
+    name, extensions = EXTENDED.get(variant, (variant, {}))
+    isa = INSTRUCTION_SETS[name] if name else host
+    if not variant:
+        extensions = host_extensions(isa)
     runs = set(isa.features) <= host_features()
     timed = isa if runs else host
     caches = cache_sizes()
-    rates = measured_rates(host_name(), llvm_options(timed), timed.vector_bytes, caches)
+    rates = measured_rates(
+        host_name(), llvm_options(timed), timed.vector_bytes, caches, host_extensions(timed)
+    )
     if not runs:
         rates = _scaled(rates, isa.vector_bytes / host.vector_bytes)
+    used = {feature for features in extensions.values() for feature in features}
     return HardwareSpec(
-        name=host_name() if runs else f"any {isa.name} CPU",
+        name=host_name() if runs and used <= host_features() else f"any {variant} CPU",
         isa=isa.name,
         features=isa.features,
         cores=threads or host_cores(),
-        peak_gflops={"float32": rates.gflops},
+        peak_gflops=peaks(rates, extensions),
         memory_gbps=rates.memory_gbps,
         cache_bytes=caches,
         cache_gbps=rates.cache_gbps,
         vector_bytes=isa.vector_bytes,
         launch_seconds=rates.launch_seconds,
+        extensions=extensions,
     )
+
+
+def host_extensions(isa: InstructionSet) -> dict[str, tuple[str, ...]]:
+    """What this machine has beyond a baseline: the most of each precision that is whole here."""
+    found: dict[str, tuple[str, ...]] = {}
+    for base, extensions in EXTENDED.values():
+        for precision, features in extensions.items():
+            if base == isa.name and set(features) <= host_features():
+                found[precision] = features
+    return found
+
+
+def peaks(rates: Rates, extensions: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    """GFLOP/s by precision; what has no instructions of its own is computed in float32.
+
+    int8 without them widens pairs of inputs to 16 bits: float32's rate again.
+    """
+    found = dict.fromkeys(("float32", "bfloat16", "float16", "int8"), rates.gflops)
+    for precision, features in extensions.items():
+        measured = rates.products.get(features[-1])
+        found[precision] = measured or rates.gflops * _NOMINAL[features[-1]]
+    return found
 
 
 def _scaled(rates: Rates, factor: float) -> Rates:
@@ -145,8 +200,16 @@ def llvm_target(hardware: HardwareSpec) -> Any:
     """
     import tvm
 
-    options: dict[str, Any] = dict(llvm_options(INSTRUCTION_SETS[hardware.isa]))
+    isa = INSTRUCTION_SETS[hardware.isa]
+    options: dict[str, Any] = dict(llvm_options(isa))
+    if more := attributes(set(hardware.features) - set(isa.features)):
+        options["mattr"] = more
     return tvm.target.Target({**options, "num-cores": hardware.cores})
+
+
+def attributes(features: Iterable[str]) -> list[str]:
+    """LLVM's names of features beyond a baseline."""
+    return [_ATTRIBUTES[feature] for feature in sorted(features)]
 
 
 def cache_sizes() -> tuple[int, ...]:

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-VERSION = 1  # of the measurement; a change makes old files stale
+VERSION = 2  # of the measurement; a change makes old files stale
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,23 @@ class Rates:
         cache_gbps: One core's read rate from each cache level, nearest first.
         memory_gbps: Read rate from memory, all cores together.
         launch_seconds: Starting and joining one parallel region.
+        products: Multiply-adds of one core by feature, such as ``avx512_bf16``, two operations
+            each; the features that this machine has of those that kernels know.
     """
 
     gflops: float
     cache_gbps: tuple[float, ...]
     memory_gbps: float
     launch_seconds: float
+    products: Mapping[str, float] = field(default_factory=dict)
 
 
 def measured_rates(
-    name: str, options: dict[str, str], vector_bytes: int, caches: tuple[int, ...]
+    name: str,
+    options: dict[str, str],
+    vector_bytes: int,
+    caches: tuple[int, ...],
+    extensions: Mapping[str, tuple[str, ...]],
 ) -> Rates:
     """This machine's rates, from the cache folder or measured now.
 
@@ -46,20 +54,27 @@ def measured_rates(
         options: TVM's target for this machine.
         vector_bytes: Width of a vector register.
         caches: Sizes of the cache levels in bytes, nearest first.
+        extensions: Precision -> features that it has beyond the baseline in ``options``.
     """
     slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{name} {options['mcpu']}").strip("-")
     path = _cache_folder() / f"cpu-{slug}-v{VERSION}.json"
     if (rates := _read(path, len(caches))) is None:
-        rates = measure(options, vector_bytes, caches)
+        rates = measure(options, vector_bytes, caches, extensions)
         _write(path, rates)
     return rates
 
 
-def measure(options: dict[str, str], vector_bytes: int, caches: tuple[int, ...]) -> Rates:
-    """Time four small kernels; the best of several runs counts."""
+def measure(
+    options: dict[str, str],
+    vector_bytes: int,
+    caches: tuple[int, ...],
+    extensions: Mapping[str, tuple[str, ...]],
+) -> Rates:
+    """Time a few small kernels; the best of several runs counts."""
     import tvm
 
     from bscompile.targets.cpu import probes
+    from bscompile.targets.cpu.measure_products import measure_products
 
     target = tvm.target.Target(options)
     lanes = vector_bytes // 4
@@ -85,7 +100,8 @@ def measure(options: dict[str, str], vector_bytes: int, caches: tuple[int, ...])
         rates.append(size_bytes / seconds("read", number, data, out) / 1e9)
     data = tvm.runtime.tensor(np.ones(max(64 << 20, 2 * caches[-1]) // 4, np.float32))
     memory = data.shape[0] * 4 / seconds("read_all", 1, data, out) / 1e9
-    return Rates(gflops, tuple(rates), memory, seconds("launch", 20, out))
+    products = measure_products(options, lanes, extensions)
+    return Rates(gflops, tuple(rates), memory, seconds("launch", 20, out), products)
 
 
 def _cache_folder() -> Path:
@@ -101,10 +117,12 @@ def _read(path: Path, levels: int) -> Rates | None:
             tuple(float(v) for v in found["cache_gbps"]),
             float(found["memory_gbps"]),
             float(found["launch_seconds"]),
+            {str(name): float(rate) for name, rate in found["products"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     values = (rates.gflops, *rates.cache_gbps, rates.memory_gbps, rates.launch_seconds)
+    values = (*values, *rates.products.values())
     sane = all(np.isfinite(v) and v > 0 for v in values) and len(rates.cache_gbps) == levels
     return rates if sane else None
 

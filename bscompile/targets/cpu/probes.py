@@ -9,6 +9,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Buffer, Expr
 
 _CHAINS = 10  # more than latency times units of any multiply-add pipeline, fewer than registers
@@ -36,6 +37,29 @@ def multiply_add(lanes: int) -> Any:
                 emit.store(out, emit.load(acc, 0, lanes=lanes), 64 + i * lanes, lanes=lanes)
 
     return _function("multiply_add", body)
+
+
+def dot_product(product: Product, lanes: int) -> Any:
+    """(out [1024]): MULTIPLY_ADDS dot product instructions in independent chains."""
+
+    def body(out: Buffer) -> None:
+        with emit.opaque():
+            if product.llvm:
+                T.sblock_attr({"pragma_import_llvm": product.llvm})
+            sums = emit.accumulators(_CHAINS, lanes, product.total)
+            words = T.bind(T.reinterpret(f"int32x{lanes}", emit.load(out, 0, lanes=lanes)))
+            for acc in sums:
+                emit.store(acc, emit.load(out, 32, lanes=lanes), 0, lanes=lanes)
+            with T.serial(0, _STEPS // 8):
+                for _ in range(8):
+                    for acc in sums:
+                        total = emit.load(acc, 0, lanes=lanes)
+                        total = product.multiply_add(total, words, words, lanes)
+                        emit.store(acc, total, 0, lanes=lanes)
+            for i, acc in enumerate(sums):
+                emit.store(out, emit.load(acc, 0, lanes=lanes), 64 + i * lanes, lanes=lanes)
+
+    return _function("dot_product", body, dtype=product.total)
 
 
 def read(lanes: int) -> Any:
@@ -85,7 +109,9 @@ def _sum(data: Buffer, out: Buffer, first: Expr, last: Expr, at: Expr, lanes: in
         emit.store(out, total, at, lanes=lanes)
 
 
-def _function(name: str, body: Callable[..., None], with_data: bool = False) -> Any:
+def _function(
+    name: str, body: Callable[..., None], with_data: bool = False, dtype: str = "float32"
+) -> Any:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -94,6 +120,6 @@ def _function(name: str, body: Callable[..., None], with_data: bool = False) -> 
             if with_data:
                 handle, n = T.arg("data", T.handle()), T.int64()
                 arguments = [T.match_buffer(handle, (n,), "float32"), n]
-            out = T.match_buffer(T.arg("out", T.handle()), (1024,), "float32")
+            out = T.match_buffer(T.arg("out", T.handle()), (1024,), dtype)
             body(*arguments, out)
         return builder.get()

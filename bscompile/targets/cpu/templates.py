@@ -7,10 +7,12 @@ from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
 from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
+from bscompile.targets.kernels.narrow import NarrowProducts
 
 TEMPLATES: tuple[KernelTemplate, ...] = (
     DenseTemplate(),
     BlockSparseOutputs(),
     BlockSparseRows(),
     KroneckerTemplate(),
+    NarrowProducts(),
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bscompile.dialect import Weight
+from bscompile.dialect.precision import itemsize
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.kernels.packing import pack_block_rows
+from bscompile.targets.kernels.packing import pack_block_rows, widens
 from bscompile.targets.kernels.roofline import (
     LOOP,
     TILE,
@@ -31,7 +32,7 @@ class BlockSparseOutputs(KernelTemplate):
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Register tiles that fit the machine, the cheapest by cost first."""
         bh = problem.block[0]
-        if problem.form != "block_sparse" or problem.dtype != "float32" or bh > MAX_HEIGHT:
+        if problem.form != "block_sparse" or not widens(problem, hardware) or bh > MAX_HEIGHT:
             return ()
         lanes = lanes_of(hardware)
         vectors = len(pieces(bh, lanes))
@@ -55,7 +56,7 @@ class BlockSparseOutputs(KernelTemplate):
         units += block_rows * (TILE + store_units(problem, rows, bh, lanes))
         by_rows = config["split"] == "rows"
         share = even(tiles if by_rows else block_rows, tasks)
-        weight_bytes = 4.0 * problem.nnzb * (bh * bw + 1)
+        weight_bytes = float(problem.nnzb * (itemsize(problem.dtype) * bh * bw + 4))
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
         x_held = 4.0 * problem.k * (problem.rows / tasks if by_rows else problem.rows)
         x_bytes = 4.0 * problem.nnzb * problem.rows * max(bw, 16)  # a cache line at least
@@ -74,7 +75,7 @@ class BlockSparseOutputs(KernelTemplate):
 
         assert isinstance(weight, BlockSparseMatrix)
         tasks = int(config["tasks"])
-        operands = pack_block_rows(weight, tasks)
+        operands = pack_block_rows(weight, tasks, problem.dtype)
         func = block_sparse_outputs.generate(
             problem,
             operands,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bscompile.dialect import Weight
+from bscompile.dialect.precision import itemsize
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.kernels.packing import pack_block_rows
+from bscompile.targets.kernels.packing import pack_block_rows, widens
 from bscompile.targets.kernels.roofline import (
     LOOP,
     TILE,
@@ -28,7 +29,7 @@ class BlockSparseRows(KernelTemplate):
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Tiles whose sums fit the registers, the cheapest by cost first."""
-        if problem.form != "block_sparse" or problem.dtype != "float32":
+        if problem.form != "block_sparse" or not widens(problem, hardware):
             return ()
         lanes, bh = lanes_of(hardware), problem.block[0]
         configs = [
@@ -51,7 +52,7 @@ class BlockSparseRows(KernelTemplate):
         units += block_rows * (bh * vectors + 0.2 * TILE)
         units += TRANSPOSE * problem.k * vectors * (1 if by_rows else tasks)
         units += problem.n * vectors * TRANSPOSE + store_units(problem, rows, problem.n, lanes)
-        weight_bytes = 4.0 * problem.nnzb * (bh * bw + 1)
+        weight_bytes = float(problem.nnzb * (itemsize(problem.dtype) * bh * bw + 4))
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
         column_bytes = 4.0 * problem.nnzb * bw * rows
         traffic = [
@@ -69,7 +70,7 @@ class BlockSparseRows(KernelTemplate):
 
         assert isinstance(weight, BlockSparseMatrix)
         tasks = int(config["tasks"])
-        operands = pack_block_rows(weight, tasks)
+        operands = pack_block_rows(weight, tasks, problem.dtype)
         func = block_sparse_rows.generate(
             problem,
             operands,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile.dialect import Weight, dense_weight
+from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.packing import stored, widens
 from bscompile.targets.kernels.roofline import (
     COLLIDE,
     TILE,
@@ -28,7 +30,7 @@ class DenseTemplate(KernelTemplate):
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Register tiles that fit the machine, the cheapest by cost first."""
-        if problem.form != "dense" or problem.dtype != "float32":
+        if problem.form != "dense" or not widens(problem, hardware):
             return ()
         lanes = lanes_of(hardware)
         widths = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
@@ -48,7 +50,7 @@ class DenseTemplate(KernelTemplate):
         tiles, panels = row_tiles(problem, rows), -(-problem.n // width)
         tile = problem.k * input_units(rows, width, lanes) + TILE
         tile += store_units(problem, rows, width, lanes)
-        panel_bytes = 4 * problem.k * width
+        panel_bytes = itemsize(problem.dtype) * problem.k * width
         if rows_collide(hardware, problem.k, rows):
             tile += problem.k * rows / 16 * COLLIDE
         # Each panel comes once from where W stays, then again for each further row tile.
@@ -64,7 +66,8 @@ class DenseTemplate(KernelTemplate):
         """Pack the weight in panels and generate the kernel."""
         from bscompile.targets.kernels.code import dense
 
-        operands = (("panels", pack_panels(dense_weight(weight), int(config["width"]))),)
+        panels = pack_panels(stored(dense_weight(weight), problem.dtype), int(config["width"]))
+        operands = (("panels", panels),)
         func = dense.generate(
             problem,
             operands,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile.dialect import Weight
+from bscompile.dialect.precision import itemsize
 from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.kernels.packing import Operands, balance
+from bscompile.targets.kernels.packing import Operands, balance, stored, widens
 from bscompile.targets.kernels.roofline import (
     COLLIDE,
     epilogue_units,
@@ -34,7 +35,7 @@ class KroneckerTemplate(KernelTemplate):
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Tiles whose sums fit the registers, both orders, the cheapest by cost first."""
-        if problem.form != "kronecker" or problem.dtype != "float32":
+        if problem.form != "kronecker" or not widens(problem, hardware):
             return ()
         lanes, (bh, bw) = lanes_of(hardware), problem.block
         configs = [
@@ -74,7 +75,8 @@ class KroneckerTemplate(KernelTemplate):
             units += (rank - 1) * problem.nnzb * NEXT
         # Further terms of A first find their inputs in the nearest cache.
         read = 4.0 * problem.nnzb * flat * (rank if b_first else 1)
-        traffic = [(read * tiles, prepared), (4.0 * problem.nnzb * (rank + 1) * tiles, 0.0)]
+        coefficients = float(problem.nnzb * (itemsize(problem.dtype) * rank + 4))
+        traffic = [(read * tiles, prepared), (coefficients * tiles, 0.0)]
         share = even(tiles if by_rows else block_rows, tasks)
         return seconds(hardware, share, tiles * units, traffic)
 
@@ -86,7 +88,7 @@ class KroneckerTemplate(KernelTemplate):
 
         assert isinstance(weight, KroneckerSum)
         tasks = int(config["tasks"])
-        operands = pack_factors(weight, tasks)
+        operands = pack_factors(weight, tasks, problem.dtype)
         func = kronecker.generate(
             problem,
             operands,
@@ -109,7 +111,7 @@ def _tile_sizes(problem: Problem, side: int, lanes: int, registers: int) -> list
     return sorted(sizes)
 
 
-def pack_factors(weight: KroneckerSum, tasks: int) -> Operands:
+def pack_factors(weight: KroneckerSum, tasks: int, precision: str = "float32") -> Operands:
     """The live coefficients in block-row order and the transposed factors.
 
     Returns:
@@ -123,9 +125,9 @@ def pack_factors(weight: KroneckerSum, tasks: int) -> Operands:
     if not len(rows):  # TVM buffers have at least one element
         coefficients, cols = np.zeros((1, weight.rank), weight.a.dtype), np.zeros(1, np.int64)
     return (
-        ("coefficients", coefficients),
+        ("coefficients", stored(coefficients, precision)),
         ("indices", cols.astype(np.int32)),
         ("indptr", np.concatenate([[0], np.cumsum(live)]).astype(np.int32)),
-        ("factors", weight.b.transpose(0, 2, 1).copy(order="C")),
+        ("factors", stored(weight.b, precision).transpose(0, 2, 1).copy(order="C")),
         ("bounds", balance(live, tasks)),
     )

@@ -7,13 +7,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bscompile.dialect.precision import PRECISIONS
 from bscompile.formats import BlockSparseMatrix
-from bscompile.targets.base import Array
+from bscompile.targets.base import Array, HardwareSpec, Problem
 
 Operands = tuple[tuple[str, Array], ...]
 
+#: Precisions that kernels multiply in float32, having widened each weight as it is loaded.
+WIDENED = ("float32", "bfloat16", "float16")
 
-def pack_block_rows(matrix: BlockSparseMatrix, tasks: int) -> Operands:
+
+def widens(problem: Problem, hardware: HardwareSpec) -> bool:
+    """Whether the machine can load a problem's weights as float32."""
+    if problem.dtype == "float16" and hardware.isa != "neon":
+        return "f16c" in hardware.features
+    return problem.dtype in WIDENED
+
+
+def stored(weight: Array, precision: str) -> Array:
+    """A weight as such kernels load it; TVM's code generator keeps bfloat16 only as bits."""
+    narrow = np.ascontiguousarray(weight.astype(PRECISIONS[precision], copy=False))
+    return narrow.view(np.uint16) if precision == "bfloat16" else narrow
+
+
+def pack_block_rows(matrix: BlockSparseMatrix, tasks: int, precision: str = "float32") -> Operands:
     """Block rows for kernels that read x in place.
 
     A block that reaches over the last input is moved back to end there; its values move with
@@ -25,7 +42,7 @@ def pack_block_rows(matrix: BlockSparseMatrix, tasks: int) -> Operands:
     """
     bh, bw = matrix.block
     k = matrix.shape[1]
-    values = matrix.values.transpose(0, 2, 1)  # [nnzb, bw, bh]
+    values = stored(matrix.values, precision).transpose(0, 2, 1)  # [nnzb, bw, bh]
     starts = matrix.indices.astype(np.int64) * bw
     if bw > k:
         values, bw = values[:, :k], k

@@ -31,7 +31,8 @@ def lanes_of(hardware: HardwareSpec) -> int:
 
 def registers_of(hardware: HardwareSpec) -> int:
     """Vector registers for accumulators: half of them, so that LLVM never has to spill."""
-    return 16 if hardware.vector_bytes == 64 else 8
+    there = hardware.vector_registers or (32 if hardware.vector_bytes == 64 else 16)
+    return there // 2
 
 
 def rows_collide(hardware: HardwareSpec, k: int, rows: int) -> bool:
@@ -79,7 +80,12 @@ def epilogue_units(problem: Problem) -> float:
 
 
 def seconds(
-    hardware: HardwareSpec, tasks: float, units: float, traffic: Sequence[tuple[float, float]]
+    hardware: HardwareSpec,
+    tasks: float,
+    units: float,
+    traffic: Sequence[tuple[float, float]],
+    precision: str = "float32",
+    group: int = 1,
 ) -> float:
     """Expected time of a kernel.
 
@@ -89,8 +95,13 @@ def seconds(
         units: Vector work of all tasks together.
         traffic: (bytes read by all tasks together, bytes of one task's working set) for each
             tensor; the set decides which cache it comes from.
+        precision: What the vector work multiplies in; its peak says how long a unit takes.
+        group: Inputs that one instruction multiplies for each lane.
     """
-    unit = 2 * lanes_of(hardware) / (hardware.peak_gflops["float32"] * 1e9)
+    peak = hardware.peak_gflops["float32"]
+    if precision != "float32":  # tiles have a higher one yet, but not through vectors
+        peak = min(hardware.peak_gflops[precision], group * peak)
+    unit = 2 * group * lanes_of(hardware) / (peak * 1e9)
     compute = units * unit / tasks
     memory = sum(read / tasks / read_rate(hardware, held, tasks) for read, held in traffic)
     launch = hardware.launch_seconds if tasks > 1 else 0.0

@@ -97,7 +97,7 @@ class Nest:
 
         def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, inner: Expr) -> None:
             for at, size in self._vectors:
-                weight = T.bind(emit.load(values, block, inner, at, lanes=size))
+                weight = T.bind(emit.weights(values, block, inner, at, lanes=size))
                 for r, acc in enumerate(rows_of):
                     x = emit.splat(args.x[row + r, start + inner], size)
                     emit.store(acc, emit.load(acc, at, lanes=size) + x * weight, at, lanes=size)

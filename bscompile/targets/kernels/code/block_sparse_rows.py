@@ -100,7 +100,7 @@ def generate(
                 for v in range(vectors)
             ]
             for r, acc in enumerate(held):
-                weight = emit.splat(values[block, inner, r], lanes)
+                weight = emit.splat(emit.weights(values, block, inner, r, lanes=1), lanes)
                 for v, x in enumerate(column):
                     total = emit.load(acc, v * lanes, lanes=lanes) + weight * x
                     emit.store(acc, total, v * lanes, lanes=lanes)

@@ -64,7 +64,7 @@ def generate(
 
         def accumulate(rows_of: list[Buffer], inner: Expr) -> None:
             for at, size in vectors:
-                weight = T.bind(emit.load(weights, panel, inner, at, lanes=size))
+                weight = T.bind(emit.weights(weights, panel, inner, at, lanes=size))
                 for r, acc in enumerate(rows_of):
                     x = emit.splat(args.x[row + r, inner], size)
                     emit.store(acc, emit.load(acc, at, lanes=size) + x * weight, at, lanes=size)

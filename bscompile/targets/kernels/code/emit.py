@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -33,8 +34,8 @@ class Arguments:
 
     Attributes:
         m: Rows of x and y: an int, or an int64 variable.
-        x: float32 [m, k].
-        y: float32 [m, n].
+        x: [m, k], float32 unless the kernel is generated for another.
+        y: [m, n], likewise.
         operands: The packed weight's buffers.
         steps: Epilogue steps with their tensor, None for activations.
     """
@@ -64,7 +65,7 @@ def generate(
             tensors = [T.arg(f"{step}{i}", T.handle()) for i, step in enumerate(wanted)]
             y = T.arg("y", T.handle())
             shapes = {"bias": (problem.n,), "residual": (m, problem.n)}
-            x_buffer = _match(x, (m, problem.k), "float32")
+            x_buffer = _match(x, (m, problem.k), problem.x_dtype)
             # The first axis counts what depends on the pattern, such as live blocks: symbolic,
             # so that layers which differ in nothing else share their code.
             weight_buffers = tuple(
@@ -75,7 +76,7 @@ def generate(
                 _match(handle, shapes[step], "float32")
                 for handle, step in zip(tensors, wanted, strict=True)
             ]
-            y_buffer = _match(y, (m, problem.n), "float32")
+            y_buffer = _match(y, (m, problem.n), problem.y_dtype)
             steps = tuple(
                 (step, tensor_buffers.pop(0) if step in TENSOR_STEPS else None)
                 for step in problem.epilogue
@@ -85,7 +86,7 @@ def generate(
 
 
 def _match(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
-    return T.match_buffer(handle, shape, dtype, align=4)
+    return T.match_buffer(handle, shape, dtype, align=min(4, np.dtype(dtype).itemsize))
 
 
 @contextmanager
@@ -108,9 +109,9 @@ def loop(first: Expr, last: Expr) -> Iterator[Expr]:
         yield first + step
 
 
-def accumulators(count: int, size: int) -> list[Buffer]:
-    """``count`` register-resident float32 buffers of ``size`` elements, at most 128."""
-    return [T.sblock_alloc_buffer((size,), "float32") for _ in range(count)]
+def accumulators(count: int, size: int, dtype: str = "float32") -> list[Buffer]:
+    """``count`` register-resident buffers of ``size`` 32-bit elements, at most 128."""
+    return [T.sblock_alloc_buffer((size,), dtype) for _ in range(count)]
 
 
 def parallel_tasks(tasks: int, body: Callable[[Expr], None]) -> None:
@@ -190,6 +191,18 @@ def constant(value: float, lanes: int) -> Expr:
 def load(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
     """``lanes`` consecutive elements beginning at ``index``."""
     return buffer[(*index[:-1], span(index[-1], lanes))]
+
+
+def weights(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
+    """``lanes`` weights as float32: float16 and the bits of bfloat16 widen in registers."""
+    value = load(buffer, *index, lanes=lanes)
+    shape = "" if lanes == 1 else f"x{lanes}"
+    if str(buffer.dtype) == "float16":
+        return T.cast(value, f"float32{shape}")
+    if str(buffer.dtype) != "uint16":
+        return value
+    bits = T.shift_left(T.cast(value, f"uint32{shape}"), splat(T.uint32(16), lanes))
+    return T.reinterpret(f"float32{shape}", bits)
 
 
 def store(buffer: Buffer, value: Expr, *index: Expr, lanes: int) -> None:

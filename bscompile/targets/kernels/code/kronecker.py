@@ -137,7 +137,7 @@ class _Kronecker:
 
         def step(c: Expr) -> None:
             for at, size in cut:
-                factor = T.bind(emit.load(factors, i, c, at, lanes=size))
+                factor = T.bind(emit.weights(factors, i, c, at, lanes=size))
                 for r, acc in enumerate(sums):
                     value = emit.load(acc, at, lanes=size) + emit.splat(x(r, c), size) * factor
                     emit.store(acc, value, at, lanes=size)
@@ -204,7 +204,7 @@ class _Kronecker:
             j = T.bind(T.cast(index, "int64"))
             q = T.bind(T.cast(indices[j], "int64"))
             for i, offset in terms:
-                a = T.bind(coefficients[j, i])
+                a = T.bind(emit.weights(coefficients, j, i, lanes=1))
                 for acc, at, position, size in vectors:
                     value = emit.load(prepared, q, offset + position, lanes=size)
                     total = emit.load(acc, at, lanes=size) + emit.splat(a, size) * value

@@ -1,0 +1,148 @@
+"""Instructions that multiply several narrow inputs and add them to one wide sum per lane.
+
+=========  ======  ==========================================  ====================
+product    inputs  instruction                                 needs
+=========  ======  ==========================================  ====================
+bfloat16   2       vdpbf16ps, float32 sums                     avx512_bf16
+int8       4       vpdpbusd, u8 x s8, int32 sums               avx512_vnni
+int8       2       pmaddwd on both widened to 16 bits          any x86
+int8       1       multiply-add on both widened to 32 bits     anything
+=========  ======  ==========================================  ====================
+
+Every integer sum is exact. vdpbf16ps rounds to nearest even and takes denormals for zero.
+bfloat16 has no type in TVM's code generator that keeps it, so its numbers travel as 16-bit
+integers and the instruction comes in through a few lines of LLVM IR.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.emit import Buffer, Expr
+
+_WIDTHS = (4, 8, 16)  # 32-bit lanes of an xmm, ymm and zmm register
+
+
+@dataclass(frozen=True)
+class Product:
+    """One way to multiply.
+
+    Attributes:
+        group: Inputs that one step multiplies for each output.
+        element: dtype in which x is read.
+        stored: dtype in which the weights of one step and output are stored; ``group`` numbers
+            in one 32-bit word, or int8 side by side.
+        total: dtype of the sums.
+        kind: ``bf16``, ``vnni``, ``pairs`` or ``plain``.
+    """
+
+    group: int
+    element: str
+    stored: str
+    total: str
+    kind: str
+
+    @property
+    def narrowest(self) -> int:
+        """The fewest outputs that one step treats at once."""
+        return 1 if self.kind == "plain" else min(_WIDTHS)
+
+    @property
+    def llvm(self) -> str:
+        """LLVM IR that the kernel has to import; empty for none."""
+        return _BF16 if self.kind == "bf16" else ""
+
+    def splat(self, x: Buffer, row: Expr, column: Expr, lanes: int) -> Expr:
+        """x[row, column : column + group] in every lane; ``column`` may be odd."""
+        value = emit.load(x, row, column, lanes=self.group)
+        if self.kind == "plain":
+            return (
+                T.broadcast(T.cast(value, "int32"), lanes) if lanes > 1 else T.cast(value, "int32")
+            )
+        return T.broadcast(T.reinterpret("int32", value), lanes)
+
+    def load(self, values: Buffer, block: Expr, step: Expr, at: int, lanes: int) -> Expr:
+        """The weights of one step for ``lanes`` outputs, as ``multiply_add`` wants them."""
+        if self.stored == "int32":
+            return emit.load(values, block, step, at, lanes=lanes)
+        narrow = emit.load(values, block, step, at * self.group, lanes=lanes * self.group)
+        wide = "int16" if self.kind == "pairs" else "int32"
+        return T.cast(narrow, _vector(wide, lanes * self.group))
+
+    def multiply_add(self, total: Expr, x: Expr, weight: Expr, lanes: int) -> Expr:
+        """Total + Σ x weight over the group, lane by lane."""
+        if self.kind == "bf16":
+            return T.call_extern(f"float32x{lanes}", f"bsc_dot_bf16_{lanes}", total, weight, x)
+        if self.kind == "vnni":
+            return T.call_llvm_pure_intrin(
+                f"llvm.x86.avx512.vpdpbusd.{32 * lanes}",
+                total,
+                T.reinterpret(f"uint8x{4 * lanes}", x),
+                T.reinterpret(f"int8x{4 * lanes}", weight),
+                dtype=f"int32x{lanes}",
+            )
+        if self.kind == "pairs":
+            pairs = T.reinterpret(f"int16x{2 * lanes}", x)
+            product = T.call_llvm_pure_intrin(
+                _MULTIPLY_PAIRS[lanes], pairs, weight, dtype=f"int32x{lanes}"
+            )
+            return total + product
+        return total + x * weight
+
+
+BFLOAT16 = Product(2, "uint16", "int32", "float32", "bf16")
+VNNI = Product(4, "uint8", "int32", "int32", "vnni")
+PAIRS = Product(2, "int16", "int8", "int32", "pairs")
+PLAIN = Product(1, "uint8", "int8", "int32", "plain")
+
+_MULTIPLY_PAIRS = {
+    4: "llvm.x86.sse2.pmadd.wd",
+    8: "llvm.x86.avx2.pmadd.wd",
+    16: "llvm.x86.avx512.pmaddw.d.512",
+}
+
+
+def to_bfloat16(value: Expr, lanes: int) -> Expr:
+    """float32 rounded to nearest even, as the bits of bfloat16; 1 or 16 lanes."""
+    dtype = "uint16" if lanes == 1 else f"uint16x{lanes}"
+    return T.call_extern(dtype, f"bsc_to_bf16_{lanes}", value)
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _dot_bf16(lanes: int) -> str:
+    bits, i32, f32, bf16 = (
+        32 * lanes,
+        f"<{lanes} x i32>",
+        f"<{lanes} x float>",
+        f"<{2 * lanes} x bfloat>",
+    )
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{bits}"
+    return f"""
+declare {f32} @{name}({f32}, {bf16}, {bf16})
+define weak {f32} @bsc_dot_bf16_{lanes}({f32} %c, {i32} %a, {i32} %b) alwaysinline {{
+  %x = bitcast {i32} %a to {bf16}
+  %y = bitcast {i32} %b to {bf16}
+  %r = call {f32} @{name}({f32} %c, {bf16} %x, {bf16} %y)
+  ret {f32} %r
+}}"""
+
+
+def _to_bf16(lanes: int) -> str:
+    f32, bf16, i16 = (
+        (kind if lanes == 1 else f"<{lanes} x {kind}>") for kind in ("float", "bfloat", "i16")
+    )
+    return f"""
+define weak {i16} @bsc_to_bf16_{lanes}({f32} %x) alwaysinline {{
+  %n = fptrunc {f32} %x to {bf16}
+  %r = bitcast {bf16} %n to {i16}
+  ret {i16} %r
+}}"""
+
+
+_BF16 = "\n".join([*map(_dot_bf16, _WIDTHS), _to_bf16(1), _to_bf16(16)]) + "\n"

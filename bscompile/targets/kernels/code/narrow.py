@@ -1,0 +1,183 @@
+"""y = x Wᵀ in bfloat16 or int8, several inputs a step, lanes over the outputs of a block row.
+
+The loops are those of block_sparse_outputs.py; a dense weight is a block-sparse one with a
+single block as wide as W in each block row. Sums are float32 or int32; of the latter comes
+
+    y = s[row] scale[out] (sum - z[row] Σ w[out])
+
+with s and z of x's quantisation and Σ w of the whole row of W, computed at build. Then the
+epilogue, and where y leaves in 8 bits its quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.base import Array, Problem
+from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.dot import Product
+from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
+from bscompile.targets.kernels.code.epilogue import finish_tile
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare
+from bscompile.targets.kernels.vectors import pieces
+
+_UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
+_CHAINS = 8  # independent sums that hide the latency of the instruction
+
+
+def generate(
+    problem: Problem,
+    operands: Sequence[tuple[str, Array]],
+    *,
+    product: Product,
+    rows: int,
+    lanes: int,
+    tasks: int,
+    split: str,
+    outer: str,
+) -> Any:
+    """The kernel.
+
+    Args:
+        problem: The layer.
+        operands: As packed by ``packing_narrow``: values [nnzb, steps, height] (times group
+            where the product stores int8), starts int32 [nnzb], indptr, bounds; for int8 also
+            scale float32 [n], sums int32 [n] and constants float32 [s, z, low, high of q,
+            1 / unused].
+        product: The instruction.
+        rows: Rows of x per tile.
+        lanes: 32-bit elements of one vector.
+        tasks: Parallel tasks.
+        split: What the tasks share: ``outputs`` by bounds, or ``rows``.
+        outer: Which loop is outside: ``rows`` or ``outputs``.
+    """
+    nest = _Nest(problem, operands, product, lanes, tasks, split, outer)
+    mode = problem.activation or "round"
+
+    def body(args: Arguments) -> None:
+        with emit.opaque():
+            if product.llvm:
+                T.sblock_attr({"pragma_import_llvm": product.llvm})
+            inputs = prepare(args, product, mode, tasks)
+            emit.for_row_tiles(args.m, (rows, 4), lambda r: nest.emit(args, inputs, r))
+
+    return emit.generate(f"narrow_{problem.dtype}", problem, operands, body)
+
+
+class _Nest:
+    """The loops over row tiles and block rows; arguments as of ``generate``."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        operands: Sequence[tuple[str, Array]],
+        product: Product,
+        lanes: int,
+        tasks: int,
+        split: str,
+        outer: str,
+    ) -> None:
+        self._product, self._problem = product, problem
+        self._steps = operands[0][1].shape[1]
+        group = product.group if product.stored == "int8" else 1
+        self._height = operands[0][1].shape[2] // group  # of a stored block, padded
+        self._bh = min(problem.block[0], problem.n) if problem.form != "dense" else self._height
+        self._block_rows = len(operands[2][1]) - 1
+        self._last = problem.n - (self._block_rows - 1) * self._bh  # outputs of the last row
+        self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
+        self._vectors = pieces(self._height, lanes)
+
+    def emit(self, args: Arguments, inputs: Inputs, rows: int) -> None:
+        """Emit the loops for tiles of ``rows`` rows."""
+        tiles = T.int64(emit.tile_count(args.m, rows))
+        bounds = args.operands[3]
+        rows_outside = self._outer == "rows"
+
+        def task(p: Expr) -> None:
+            tile_range = (T.int64(0), tiles)
+            row_range = (T.int64(0), T.int64(self._block_rows))
+            if self._split == "rows":
+                tile_range = emit.share(tiles, p, self._tasks)
+            else:
+                row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
+            first, second = (tile_range, row_range) if rows_outside else (row_range, tile_range)
+            with emit.loop(*first) as i, emit.loop(*second) as j, emit.opaque():
+                tile, block_row = (i, j) if rows_outside else (j, i)
+                row = T.bind(emit.tile_start(args.m, rows, tile))
+                self._tile(args, inputs, rows, T.bind(block_row), row)
+
+        emit.parallel_tasks(self._tasks, task)
+
+    def _tile(self, args: Arguments, inputs: Inputs, rows: int, block_row: Expr, row: Expr) -> None:
+        values, starts, indptr, _ = args.operands[:4]
+        product = self._product
+        chains = max(1, min(self._steps, _CHAINS // (rows * len(self._vectors))))
+        sums = [emit.accumulators(rows, self._height, product.total) for _ in range(chains)]
+        zero = T.float32(0) if product.total == "float32" else T.int32(0)
+
+        def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, step: Expr) -> None:
+            column = start + step * product.group
+            for at, size in self._vectors:
+                weight = T.bind(product.load(values, block, step, at, size))
+                for r, acc in enumerate(rows_of):
+                    x = product.splat(inputs.x, row + r, column, size)
+                    total = emit.load(acc, at, lanes=size)
+                    emit.store(acc, product.multiply_add(total, x, weight, size), at, lanes=size)
+
+        for rows_of in sums:
+            for acc in rows_of:
+                for at, size in self._vectors:
+                    emit.store(acc, emit.splat(zero, size), at, lanes=size)
+        with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
+            block = T.bind(T.cast(index, "int64"))
+            start = T.bind(T.cast(starts[block], "int64"))
+            loops = self._steps // _UNROLL if self._steps > _UNROLL else 0
+            if loops:
+                with T.serial(0, T.int64(loops)) as outer:
+                    for u in range(_UNROLL):
+                        accumulate(sums[u % chains], block, start, outer * _UNROLL + u)
+            for step in range(loops * _UNROLL, self._steps):
+                accumulate(sums[step % chains], block, start, T.int64(step))
+        self._outputs(args, inputs, sums, block_row, row)
+
+    def _outputs(
+        self,
+        args: Arguments,
+        inputs: Inputs,
+        sums: list[list[Buffer]],
+        block_row: Expr,
+        row: Expr,
+    ) -> None:
+        column = T.bind(block_row * self._bh)
+
+        def value(r: int, at: int, size: int) -> Expr:
+            total = emit.total([rows_of[r] for rows_of in sums], at, size)
+            if inputs.scale is None or inputs.zero is None:
+                return total
+            weight_scale, weight_sums = args.operands[4:6]
+            moved = emit.splat(inputs.zero[row + r], size) * emit.load(
+                weight_sums, column + at, lanes=size
+            )
+            factor = emit.splat(inputs.scale[row + r], size) * emit.load(
+                weight_scale, column + at, lanes=size
+            )
+            return T.cast(T.bind(total - moved), _floats(size)) * factor
+
+        def write(count: int) -> None:
+            finish_tile(args, len(sums[0]), pieces(count, self._lanes), value, row, column)
+
+        if self._last == self._bh:
+            write(self._bh)
+            return
+        with T.If(block_row < self._block_rows - 1):
+            with T.Then():
+                write(self._bh)
+            with T.Else():
+                write(self._last)
+
+
+def _floats(lanes: int) -> str:
+    return "float32" if lanes == 1 else f"float32x{lanes}"

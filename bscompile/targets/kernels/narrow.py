@@ -1,0 +1,144 @@
+"""The template of bfloat16 and int8 layers, dense or block-sparse, on dot product instructions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bscompile.dialect import Weight
+from bscompile.dialect.precision import itemsize
+from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.packing_narrow import pack_bfloat16, pack_int8
+from bscompile.targets.kernels.roofline import (
+    LOOP,
+    TILE,
+    even,
+    input_units,
+    lanes_of,
+    registers_of,
+    row_tiles,
+    seconds,
+    store_units,
+    task_counts,
+)
+from bscompile.targets.kernels.vectors import pieces
+
+if TYPE_CHECKING:
+    from bscompile.targets.kernels.code.dot import Product
+
+MAX_HEIGHT = 64  # taller blocks would not leave registers for more than a few rows
+LONGEST_SUM = 1 << 16  # inputs whose products surely fit an int32 sum
+PREPARE = {"bfloat16": 2.0, "int8": 8.0}  # units of preparing one vector of x
+
+
+class NarrowProducts(KernelTemplate):
+    """Configuration: ``rows`` per tile, ``width`` of a panel, ``tasks``, ``split``, ``outer``."""
+
+    name = "narrow"
+
+    def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
+        """Register tiles that fit the machine, the cheapest by cost first."""
+        kind = instruction(problem.dtype, hardware)
+        if kind is None or problem.form == "kronecker" or problem.k > LONGEST_SUM:
+            return ()
+        lanes, (bh, _) = lanes_of(hardware), problem.block
+        if problem.form == "block_sparse" and bh > MAX_HEIGHT:
+            return ()
+        wide = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
+        configs = [
+            {"rows": rows, "width": width, "tasks": tasks, "split": split, "outer": outer}
+            for width in (wide if problem.form == "dense" else [min(bh, problem.n)])
+            for rows in (1, 2, 4, 6, 8)
+            if rows == 1 or rows * len(pieces(width, lanes)) <= registers_of(hardware)
+            if rows <= max(1, problem.rows)
+            for tasks in task_counts(hardware)
+            for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
+            for outer in ("rows", "outputs")
+        ]
+        return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
+
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call."""
+        kind = instruction(problem.dtype, hardware)
+        assert kind is not None
+        group = GROUPS[kind]
+        rows, width, tasks = int(config["rows"]), int(config["width"]), int(config["tasks"])
+        lanes, bytes_of_x = lanes_of(hardware), 2 if group == 2 else 1
+        height = -(-width // 4) * 4
+        tiles, block_rows = row_tiles(problem, rows), -(-problem.n // width)
+        dense = problem.form == "dense"
+        blocks, bw = (block_rows, problem.k) if dense else (problem.nnzb, problem.block[1])
+        steps = -(-bw // group)
+        units = blocks * (steps * input_units(rows, height, lanes) + LOOP)
+        units += block_rows * (TILE + store_units(problem, rows, width, lanes))
+        by_rows = config["split"] == "rows"
+        share = even(tiles if by_rows else block_rows, tasks)
+        weight_bytes = float(blocks * (height * steps * group * itemsize(problem.dtype) + 4))
+        weight_held = weight_bytes if by_rows else weight_bytes / tasks
+        row_bytes = bytes_of_x * problem.k
+        x_held = row_bytes * (problem.rows / tasks if by_rows else problem.rows)
+        x_bytes = float(bytes_of_x * blocks * problem.rows * max(bw, 32))
+        if config["outer"] == "rows":
+            traffic = [
+                (weight_bytes * tiles, weight_held),
+                (x_bytes, row_bytes * rows),
+            ]
+        else:
+            traffic = [(weight_bytes * (tasks if by_rows else 1), weight_held), (x_bytes, x_held)]
+        multiply = seconds(hardware, share, tiles * units, traffic, problem.dtype, group)
+        # Preparing x is float32 work, and a parallel region of its own where there is enough.
+        vectors = problem.rows * problem.k / lanes
+        moved = [(4.0 * problem.rows * problem.k, 4.0 * problem.rows * problem.k)]
+        ready = min(tasks, max(1, problem.rows)) if problem.rows * problem.k > 1 << 14 else 1
+        return multiply + seconds(hardware, ready, PREPARE[problem.dtype] * vectors, moved)
+
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Round or quantise the weight where it is not yet, pack it, generate the kernel."""
+        from bscompile.targets.kernels.code import narrow
+
+        product = product_of(problem.dtype, hardware)
+        tasks, width = int(config["tasks"]), int(config["width"])
+        layout = (width, product.group, product.narrowest, tasks)
+        if problem.dtype == "bfloat16":
+            operands = pack_bfloat16(weight, *layout)
+        else:
+            operands = pack_int8(
+                weight,
+                *layout,
+                dense=problem.form == "dense",
+                in_words=product.stored == "int32",
+            )
+        func = narrow.generate(
+            problem,
+            operands,
+            product=product,
+            rows=int(config["rows"]),
+            lanes=lanes_of(hardware),
+            tasks=tasks,
+            split=str(config["split"]),
+            outer=str(config["outer"]),
+        )
+        return Kernel(func, operands)
+
+
+GROUPS = {"bf16": 2, "vnni": 4, "pairs": 2, "plain": 1}
+
+
+def instruction(precision: str, hardware: HardwareSpec) -> str | None:
+    """The kind of product that the machine has for a precision, see code/dot.py; None for none."""
+    if precision == "bfloat16":
+        return "bf16" if "avx512_bf16" in hardware.features else None
+    if precision != "int8":
+        return None
+    if "avx512_vnni" in hardware.features:
+        return "vnni"
+    return "plain" if hardware.isa == "neon" else "pairs"
+
+
+def product_of(precision: str, hardware: HardwareSpec) -> Product:
+    """The product itself."""
+    from bscompile.targets.kernels.code import dot
+
+    kind = instruction(precision, hardware)
+    return next(p for p in (dot.BFLOAT16, dot.VNNI, dot.PAIRS, dot.PLAIN) if p.kind == kind)

@@ -1,0 +1,201 @@
+"""bfloat16, float16 and int8 kernels against float64 of the rounded operands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bscompile.dialect import LinearOp
+from bscompile.dialect.precision import PRECISIONS
+from bscompile.dialect.quantization import Quantization
+from bscompile.targets.base import problem_of
+from tests.targets.narrow_running import (
+    PATHS,
+    assembly,
+    kernel_of,
+    load_kernel,
+    machine,
+    run_kernel,
+    template,
+    wanted,
+)
+from tests.targets.test_kernels import block_sparse, epilogue_tensors, kronecker
+from tests.tolerance import assert_close
+
+CASES = [  # shape, block, rows, density
+    ((64, 64), (16, 16), 32, 0.3),
+    ((67, 50), (4, 8), 9, 0.4),
+    ((65, 47), (16, 16), 33, 0.1),
+    ((130, 33), (8, 8), 2, 1.0),
+    ((30, 7), (3, 5), 5, 0.0),
+    ((10, 84), (12, 7), 1, 1.0),
+    ((67, 50), (32, 1), 18, 0.3),
+    ((96, 70), (2, 2), 40, 0.2),
+    ((3, 1), (1, 1), 7, 1.0),
+    ((128, 144), (64, 64), 12, 0.5),
+]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def on(isa, features):
+    spec = machine(isa, features)
+    if spec is None:
+        pytest.skip(f"this CPU lacks one of {isa} {' '.join(features)}")
+    return spec
+
+
+def names(precision, features, form):
+    """Templates that take a weight of that form in that precision."""
+    native = bool(features) or precision == "int8"
+    return (
+        ["narrow"]
+        if native
+        else {"dense": ["dense"], "kronecker": ["kronecker"]}.get(
+            form, ["block_sparse_outputs", "block_sparse_rows"]
+        )
+    )
+
+
+def check(op, precision, hardware, name, m, rng, config=None):
+    kernel, config = kernel_of(op, precision, hardware, name, m, config)
+    n, k = op.shape
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    tensors = epilogue_tensors(rng, op.epilogue, m, n)
+    want = wanted(op, precision, x, tensors, name == "narrow")
+    got = run_kernel(kernel, hardware, x, tensors, (m, n))
+    assert_close(got, want, np.float32, k, what=f"{name} {precision} {op.shape} {config}")
+
+
+@pytest.mark.parametrize(("precision", "features"), PATHS)
+@pytest.mark.parametrize(("shape", "block", "m", "density"), CASES)
+@pytest.mark.parametrize("form", ["dense", "block_sparse"])
+def test_products(precision, features, shape, block, m, density, form, rng):
+    hardware = on("avx512", features)
+    weight = block_sparse(rng, shape, block, density)
+    op = LinearOp("layer", weight if form == "block_sparse" else weight.to_dense(), ("bias",))
+    problem = problem_of(op, m, PRECISIONS[precision])
+    for name in names(precision, features, form):
+        if name != "block_sparse_rows" or template(name).space(problem, hardware):
+            check(op, precision, hardware, name, m, rng)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "int8"])
+def test_avx2(precision, rng):
+    hardware = on("avx2", ())
+    weight = block_sparse(rng, (67, 50), (16, 16), 0.4)
+    name = "narrow" if precision == "int8" else "block_sparse_outputs"
+    check(LinearOp("layer", weight, ("bias", "gelu")), precision, hardware, name, 9, rng)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("order", ["a_first", "b_first"])
+def test_factorized(precision, order, rng):
+    hardware = on("avx512", ())
+    op = LinearOp("layer", kronecker(rng, (66, 50), (6, 5), 2, 0.4), ("bias",))
+    space = template("kronecker").space(problem_of(op, 18, PRECISIONS[precision]), hardware)
+    config = next(c for c in space if c["order"] == order)
+    check(op, precision, hardware, "kronecker", 18, rng, config)
+
+
+@pytest.mark.parametrize(("precision", "features"), PATHS[:3])
+@pytest.mark.parametrize(
+    "epilogue", [(), ("bias", "relu"), ("bias", "gelu", "residual"), ("silu",)]
+)
+def test_epilogues(precision, features, epilogue, rng):
+    hardware = on("avx512", features)
+    op = LinearOp("layer", block_sparse(rng, (67, 50), (16, 8), 0.4), epilogue)
+    check(op, precision, hardware, "narrow", 18, rng)
+
+
+@pytest.mark.parametrize(("precision", "features"), PATHS[:3])
+def test_symbolic_rows(precision, features, rng):
+    hardware = on("avx512", features)
+    op = LinearOp("layer", block_sparse(rng, (67, 50), (16, 8), 0.4), ("bias", "residual"))
+    kernel, _ = kernel_of(op, precision, hardware, "narrow", None)
+    run = load_kernel(kernel, hardware)
+    for m in (0, 1, 2, 7, 8, 9, 33, 70):
+        x = rng.standard_normal((m, 50)).astype(np.float32)
+        tensors = epilogue_tensors(rng, op.epilogue, m, 67)
+        want = wanted(op, precision, x, tensors, native=True)
+        assert_close(run(x, tensors, (m, 67)), want, np.float32, 50, what=f"m={m}")
+
+
+@pytest.mark.parametrize(("precision", "features"), PATHS[:3])
+@pytest.mark.parametrize("form", ["dense", "block_sparse"])
+def test_configurations(precision, features, form, rng):
+    hardware = on("avx512", features)
+    weight = block_sparse(rng, (67, 50), (16, 8), 0.4)
+    op = LinearOp("layer", weight if form == "block_sparse" else weight.to_dense())
+    space = template("narrow").space(problem_of(op, 37, PRECISIONS[precision]), hardware)
+    assert len({tuple(c.items()) for c in space}) == len(space) > 4
+    for config in space[:: max(1, len(space) // 6)]:
+        check(op, precision, hardware, "narrow", 37, rng, config)
+
+
+def integers(rng, shape, block, density, **ends):
+    """A layer whose scales are all one: its result is its integer sums."""
+    matrix = block_sparse(rng, shape, block, density)
+    numbers = rng.integers(-127, 128, matrix.values.shape) * (matrix.values != 0)
+    weight = type(matrix)(numbers.astype(np.int8), matrix.indices, matrix.indptr, shape)
+    scale = np.ones(shape[0], np.float32)
+    return LinearOp("layer", weight, quantization=Quantization(scale, "static", **ends))
+
+
+@pytest.mark.parametrize("features", [("avx512_vnni",), ()])
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("uint8", 131), ("int8", -7)])
+def test_integer_sums_are_exact(features, dtype, zero, rng):
+    """Also where saturating 16-bit instructions would not be: full range, every product large."""
+    hardware = on("avx512", features)
+    op = integers(rng, (67, 50), (16, 8), 0.6, x_dtype=dtype, q_dtype=dtype, x_zero=zero)
+    kernel, _ = kernel_of(op, "int8", hardware, "narrow", 9)
+    limits = np.iinfo(dtype)
+    x = rng.choice([limits.min, limits.max, zero, 1], (9, 50)).astype(dtype)
+    sums = (x.astype(np.int64) - zero) @ op.weight.to_dense().astype(np.int64).T
+    assert np.abs(sums).max() < 2**24  # float32 holds them
+    np.testing.assert_array_equal(run_kernel(kernel, hardware, x, (), (9, 67)), sums)
+
+
+@pytest.mark.parametrize("activation", ["row", "tensor", "static"])
+@pytest.mark.parametrize(("m", "k"), [(1, 50), (33, 47), (5, 7)])
+def test_activations_are_quantised_as_defined(activation, m, k, rng):
+    hardware = on("avx512", ())
+    weight = rng.integers(-127, 128, (24, k)).astype(np.int8)
+    scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
+    ends = {"x_scale": 0.05, "x_zero": 3, "q_dtype": "int8"} if activation == "static" else {}
+    op = LinearOp("layer", weight, quantization=Quantization(scale, activation, **ends))
+    kernel, _ = kernel_of(op, "int8", hardware, "narrow", m)
+    x = (10 * rng.standard_normal((m, k))).astype(np.float32)
+    x[0] = np.abs(x[0])  # a row with one sign
+    if m > 2:
+        x[2] = 0
+    got = run_kernel(kernel, hardware, x, (), (m, 24))
+    q, s, z = op.quantization.quantize(x)
+    sums = ((q - z) @ weight.astype(np.int32).T).astype(np.float32)
+    np.testing.assert_allclose(got, sums * (s * scale), rtol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("features", "precision", "instruction"),
+    [
+        (("avx512_bf16",), "bfloat16", "vdpbf16ps"),
+        (("avx512_vnni",), "int8", "vpdpbusd"),
+        ((), "int8", "vpmaddwd"),
+        ((), "float16", "vcvtph2ps"),
+    ],
+)
+def test_the_instruction_is_used(features, precision, instruction, rng):
+    from dataclasses import replace
+
+    from bscompile.targets.cpu.hardware import hardware
+
+    spec = hardware("avx512", 2)
+    spec = replace(spec, features=(*spec.features, *features))
+    name = "block_sparse_outputs" if precision == "float16" else "narrow"
+    op = LinearOp("layer", block_sparse(rng, (64, 64), (16, 16), 0.5))
+    code = assembly(kernel_of(op, precision, spec, name, 32)[0], spec)
+    assert code.count(instruction) >= 8
+    assert "bsc_" not in code  # what came in as LLVM IR is inlined
