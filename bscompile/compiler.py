@@ -205,5 +205,6 @@ def _package(prepared: _Prepared, lowered: Lowered, members: dict[str, bytes]) -
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         params=params,
+        machine=hardware.machine,
     )
     return CompiledModel(manifest, members, weights, prepared.report)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from bscompile.errors import ArtifactError
 from bscompile.manifest import DTYPES
@@ -159,3 +161,45 @@ def _role(value: Any) -> Role:
         raise ValueError(f"unknown role {value!r}")
     role: Role = value
     return role
+
+
+#: Where each weight begins in a weights image; as much as any vector register wants.
+IMAGE_ALIGNMENT: Final = 128
+_FACTOR = 0x100000001B3
+_WORDS = 1 << 13
+
+
+def weights_image(params: Iterable[npt.NDArray[Any]]) -> Iterator[memoryview]:
+    """The bytes of weights.bin: the param storages one after the other, each padded with zeros.
+
+    Args:
+        params: In the order of the program, in the dtype that the kernels want.
+    """
+    for array in params:
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if flat.size:
+            yield flat.data
+        if padding := -flat.size % IMAGE_ALIGNMENT:
+            yield memoryview(bytes(padding))
+
+
+def image_size(pieces: Iterable[memoryview]) -> int:
+    """Bytes of a weights image."""
+    return sum(piece.nbytes for piece in pieces)
+
+
+def image_checksum(pieces: Iterable[memoryview]) -> int:
+    """Σ word[i] · factor^(count - 1 - i) mod 2^64 over its 8-byte words, as the runner counts."""
+    total, rest = 0, b""
+    powers = np.full(_WORDS, _FACTOR, np.uint64)
+    powers[0] = 1
+    powers = np.cumprod(powers)[::-1]
+    for piece in pieces:
+        data = rest + bytes(piece)
+        whole = len(data) // 8 * 8
+        words, rest = np.frombuffer(data[:whole], "<u8"), data[whole:]
+        for start in range(0, words.size, _WORDS):
+            chunk = words[start : start + _WORDS]
+            part = int((chunk * powers[-chunk.size :]).sum(dtype=np.uint64))
+            total = (total * pow(_FACTOR, chunk.size, 1 << 64) + part) % (1 << 64)
+    return total

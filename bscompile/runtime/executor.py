@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 #: The manifest's ``loader`` -> the module that exports EXECUTOR, a subclass of Executor.
 EXECUTORS = {
     "vm": "bscompile.runtime.vm",
+    "native": "bscompile.runtime.native",
 }
 
 

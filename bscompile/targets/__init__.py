@@ -47,5 +47,6 @@ def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> T
         raise TargetError(
             f"unknown variant {variant!r} of target {name}", did_you_mean(variant, target.variants)
         )
+    target = target.elsewhere.get(variant, target)
     hardware = target.hardware(variant, threads)
     return TargetContext(target, variant, hardware, typical_rows)

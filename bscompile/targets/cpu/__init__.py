@@ -12,6 +12,7 @@ from bscompile.targets.cpu.hardware import (
     host_instruction_set,
     host_name,
 )
+from bscompile.targets.cpu.static import VARIANTS as STATIC
 from bscompile.targets.cpu.templates import TEMPLATES
 
 __all__ = ["TARGET"]
@@ -34,10 +35,11 @@ def detect() -> Availability:
 TARGET = Target(
     name="cpu",
     description="x86-64 and AArch64 processors, multi-threaded and vectorised",
-    variants=tuple(VARIANTS),
+    variants=(*VARIANTS, *STATIC),
     detect=detect,
     hardware=hardware,
     templates=TEMPLATES,
     build=build,
     compile_kernel=compile_kernel,
+    elsewhere=STATIC,
 )

@@ -1,0 +1,128 @@
+"""From a program and its kernels to an executable and an object to link with, as bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+
+from bscompile.errors import ModelError, TargetError
+from bscompile.program import MEMBER, Program, weights_image
+from bscompile.targets.native.machines import Machine, find_zig
+from bscompile.targets.native.tables import tables
+
+Array = npt.NDArray[Any]
+
+#: The artifact members: a program that serves standard input and output; the same without its
+#: function main, to be linked with other code; and what that other code includes.
+EXECUTABLE: Final = "code/model"
+OBJECT: Final = "code/model.o"
+HEADER: Final = "code/bscompile_model.h"
+
+_SOURCES = Path(__file__).parent / "c"
+
+
+def build_static(
+    program: Program,
+    kernels: Mapping[str, Any],
+    params: Sequence[Array],
+    machine: Machine,
+    target: Any,
+    threads: int,
+) -> dict[str, bytes]:
+    """Compile and link a whole model.
+
+    Args:
+        program: The model.
+        kernels: Name -> tvm.tirx.PrimFunc, one for every kernel of its steps.
+        params: The weights in the order of its storages.
+        machine: What it will run on.
+        target: The tvm.target.Target of the kernels' code.
+        threads: Worker threads to use unless told otherwise.
+
+    Returns:
+        The artifact members.
+
+    Raises:
+        ModelError: TVM cannot generate code for an operation of the model.
+        TargetError: no compiler for the machine is installed, or it fails.
+    """
+    compiler = machine.compiler()
+    with tempfile.TemporaryDirectory(prefix="bscompile-") as name:
+        folder = Path(name)
+        compile_kernels(kernels, target, folder / "kernels.o")
+        text = tables(program, list(weights_image(params)), threads)
+        (folder / "tables.c").write_text(text, encoding="utf-8")
+        _link(machine, compiler, folder)
+        return {
+            EXECUTABLE: (folder / "model").read_bytes(),
+            OBJECT: (folder / "model.o").read_bytes(),
+            HEADER: (_SOURCES / "bscompile_model.h").read_bytes(),
+            MEMBER: program.to_json().encode(),
+        }
+
+
+def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> Any:
+    """Write one object file with all kernels; returns the module, whose assembly can be read.
+
+    Raises:
+        ModelError: TVM cannot generate code for one of them.
+    """
+    import tvm
+
+    from bscompile.targets.cpu.pipeline import PASS_CONFIG
+
+    module = tvm.IRModule({name: kernels[name] for name in sorted(kernels)})
+    try:
+        with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+            compiled = tvm.compile(module, target=target).mod
+    except tvm.error.InternalError as error:  # how TVM says that it cannot
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(
+            f"no code for {target.attrs.get('mtriple', target.kind.name)} can be generated from "
+            f"this model: {lines[0] if lines else type(error).__name__}"
+        ) from error
+    compiled.write_to_file(str(path))
+    return compiled
+
+
+def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
+    """kernels.o and tables.c in the folder -> model.o and model."""
+    import tvm_ffi.libinfo
+
+    options = [
+        *("-O1", *machine.flags, f"-I{_SOURCES}"),
+        f"-I{tvm_ffi.libinfo.find_include_path()}",
+        f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
+    ]
+    library = [_SOURCES / "program.c", _SOURCES / "hooks.c", _SOURCES / machine.host]
+    objects = []
+    for source in [*library, folder / "tables.c", _SOURCES / "main.c"]:
+        objects.append(folder / f"{source.stem}_.o")
+        _run([*compiler, *options, "-c", source, "-o", objects[-1]])
+    *parts, main = objects
+    parts.append(folder / "kernels.o")
+    if machine.freestanding:
+        linker = [*find_zig(), "ld.lld"]
+        _run([*linker, "-r", *parts, "-o", folder / "model.o"])
+        _run([*linker, "-static", "-e", "_start", main, folder / "model.o", "-o", folder / "model"])
+    else:
+        _run([*compiler, "-nostdlib", "-r", *parts, "-o", folder / "model.o"])
+        program = ["-static", "-s", main, folder / "model.o", "-lm", "-pthread"]
+        _run([*compiler, *program, "-o", folder / "model"])
+
+
+def _run(command: Sequence[object]) -> None:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        lines = [
+            line for line in done.stderr.splitlines() if "error" in line or "undefined" in line
+        ]
+        raise TargetError(
+            f"{Path(str(command[0])).name} could not make the executable: "
+            f"{(lines or done.stderr.splitlines() or ['no reason given'])[0].strip()}"
+        )

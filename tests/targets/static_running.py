@@ -1,0 +1,55 @@
+"""What the tests of static executables share: what is installed, and small models."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from bscompile.errors import TargetError
+from bscompile.targets.native import MACHINES
+
+
+def needs(machine):
+    """A mark that skips a test where programs for the machine cannot be made or run."""
+    try:
+        MACHINES[machine].compiler()
+        reason = ""
+    except TargetError as error:
+        reason = str(error)
+    emulator = f"qemu-{machine}"
+    if machine != platform.machine() and not shutil.which(emulator):
+        reason = f"{emulator} is not installed (apt-get install qemu-user)"
+    return pytest.mark.skipif(bool(reason), reason=reason or "everything is here")
+
+
+def machine_cases(names):
+    """Variants of the cpu target as test parameters, each with its mark."""
+    return [
+        pytest.param(
+            name, marks=needs(platform.machine() if name == "static" else name.split("-")[0])
+        )
+        for name in names
+    ]
+
+
+def sparse_mlp(rows=3, width=96):
+    """A feed-forward model of two block-sparse layers with bias."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(size) for name, size in {"b1": width, "b2": 32}.items()}
+    for name, (k, n) in {"w1": (64, width), "w2": (width, 32)}.items():
+        live = rng.random((k // 16, n // 16)) < 0.3
+        live[0, 0] = True
+        arrays[name] = rng.standard_normal((k, n)) * np.kron(live, np.ones((16, 16)))
+    proto = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 20]>
+        g (float[{rows}, 64] x) => (float[{rows}, 32] y) {{
+        a = MatMul(x, w1)  b = Add(a, b1)  c = Relu(b)  d = MatMul(c, w2)  y = Add(d, b2) }}""")
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()
+    )
+    return proto
