@@ -14,7 +14,7 @@ ROOT = Path(bscompile.__file__).parent
 #: From the ground up; a module may import its own floor and those before it.
 FLOORS = [
     ("errors",),
-    ("files", "machine", "manifest", "program", "launches"),
+    ("files", "machine", "manifest", "program", "launches", "simulator"),
     ("formats",),
     ("dialect",),
     ("passes", "importer"),
@@ -34,6 +34,7 @@ BESIDE = {
     "manifest": {"manifest", "errors"},
     "program": {"program", "manifest", "errors"},
     "launches": {"launches", "program", "errors"},
+    "simulator": {"simulator", "errors"},
     "weights_file": {"weights_file", "errors"},
     "artifact": {"artifact", "manifest", "weights_file", "files", "errors"},
     "runtime": {
