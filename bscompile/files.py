@@ -1,10 +1,11 @@
-"""Files that are there completely or not at all."""
+"""Files and folders that are there completely or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,35 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             staged.unlink()  # gone already after a success
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder that takes its name only when the block ends without an exception.
+
+    It is filled beside its goal. A folder that had the name before is replaced when the new one
+    is complete; what may be replaced is for the caller to decide.
+
+    Raises:
+        StorageError: the place cannot be written, or the disk is full.
+    """
+    goal = Path(path)
+    staged = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.tmp")
+    former = staged.with_suffix(".old")
+    try:
+        staged.mkdir()
+        yield staged
+        if goal.exists():
+            os.rename(goal, former)
+        os.rename(staged, goal)
+        _sync_folder(goal.parent)
+    except OSError as error:
+        raise _storage_error(goal, error) from error
+    finally:
+        if former.exists() and not goal.exists():
+            os.rename(former, goal)
+        for folder in (staged, former):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

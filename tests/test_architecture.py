@@ -25,7 +25,7 @@ FLOORS = [
     ("report",),
     ("compiler", "runtime"),
     ("reference", "samples", "arrays"),
-    ("api", "benchmark", "verification"),
+    ("api", "benchmark", "verification", "export"),
     ("__init__", "cli", "demo", "__main__"),
 ]
 #: Beside the road, and what runs without the compiler: what these may import of ours.

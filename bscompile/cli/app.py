@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "Time an artifact, and onnxruntime beside it.",
     "inspect": "Show what happens to each layer, and why.",
     "train": "Train a factorized block-sparse model and write it as ONNX.",
+    "export": "Write an artifact in the form that another world takes it in.",
     "tune": "Measure what each layer of a model runs fastest in.",
     "estimate": "Say how fast a layer would be, before anyone trains it.",
     "targets": "Show what this machine has and what each target needs.",

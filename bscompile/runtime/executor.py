@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 EXECUTORS = {
     "vm": "bscompile.runtime.vm",
     "native": "bscompile.runtime.native",
+    "webgpu": "bscompile.runtime.webgpu",
 }
 
 
