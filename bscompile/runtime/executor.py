@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 #: The manifest's ``loader`` -> the module that exports EXECUTOR, a subclass of Executor.
 EXECUTORS = {
     "vm": "bscompile.runtime.vm",
+    "systolic": "bscompile.runtime.systolic",
     "native": "bscompile.runtime.native",
     "webgpu": "bscompile.runtime.webgpu",
 }

@@ -1,0 +1,44 @@
+"""Code for a systolic array: a host library for TVM's virtual machine that calls its driver."""
+
+from __future__ import annotations
+
+import json
+
+from bscompile import simulator
+from bscompile.artifact import Artifact
+from bscompile.errors import ArtifactError
+from bscompile.runtime.vm import VirtualMachine
+
+MEMBER = "code/systolic.json"
+
+
+class SystolicArray(VirtualMachine):
+    """The host's virtual machine, with the array's driver open before its code is loaded.
+
+    Attributes:
+        size: Side of the array.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self.size = _size(artifact)
+        simulator.open_driver(self.size)
+        super().__init__(artifact, threads)
+
+    @property
+    def cycles(self) -> int:
+        """Cycles that arrays of this size have worked in this process."""
+        return simulator.cycles(self.size)
+
+
+EXECUTOR = SystolicArray
+
+
+def _size(artifact: Artifact) -> int:
+    try:
+        size = json.loads(artifact.members[MEMBER])["array"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"the member {MEMBER!r} does not name an array") from error
+    if size not in simulator.SIZES:
+        known = ", ".join(map(str, sorted(simulator.SIZES)))
+        raise ArtifactError(f"made for an array of {size!r}, this runtime knows {known}")
+    return int(size)
