@@ -38,6 +38,8 @@ class HardwareSpec:
         cache_gbps: One core's read rate from each of those levels.
         vector_bytes: Width of one vector register.
         launch_seconds: Cost of starting one parallel region or kernel.
+        group_threads: Threads of one group, for GPU-like devices.
+        group_bytes: Memory that the threads of one group share.
         machine: Processor family of the code, such as ``x86_64``.
         vector_registers: How many there are; 0 where that follows from their width.
         extensions: Precision -> features beyond ``features`` that this machine has for it.
@@ -53,6 +55,8 @@ class HardwareSpec:
     cache_gbps: tuple[float, ...]
     vector_bytes: int
     launch_seconds: float
+    group_threads: int = 0
+    group_bytes: int = 0
     machine: str = field(default_factory=platform.machine)
     vector_registers: int = 0
     extensions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
