@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -27,11 +27,16 @@ from bscompile.dialect import (
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import Note
 from bscompile.report.model import LayerReport, PassNote, Report
+from bscompile.report.partition import partition
 from bscompile.targets.base import HardwareSpec
 
 
 def make_report(
-    model: ir.Model, notes: Iterable[Note], hardware: HardwareSpec, typical_rows: int = 128
+    model: ir.Model,
+    notes: Iterable[Note],
+    hardware: HardwareSpec,
+    typical_rows: int = 128,
+    places: Mapping[str, str] | None = None,
 ) -> Report:
     """Say what became of every linear layer.
 
@@ -40,6 +45,7 @@ def make_report(
         notes: What the passes did and refused.
         hardware: The machine that the costs are for.
         typical_rows: Rows to count where the model leaves them symbolic.
+        places: Kernel template -> part of the machine, where that has several.
     """
     return Report(
         hardware=hardware.name,
@@ -49,6 +55,7 @@ def make_report(
             _layer(node, typical_rows) for node in model.graph.all_nodes() if is_dialect(node)
         ),
         notes=tuple(PassNote(n.pass_name, n.layer, n.text, n.applied) for n in notes),
+        partition=partition(model, places) if places else (),
     )
 
 

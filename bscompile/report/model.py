@@ -93,6 +93,7 @@ class Report:
         threads: Worker threads that the costs are for.
         layers: In the order in which they run.
         notes: What the passes did and refused.
+        partition: (part of the machine, what it runs), for machines of several parts.
     """
 
     hardware: str
@@ -100,6 +101,7 @@ class Report:
     threads: int
     layers: tuple[LayerReport, ...]
     notes: tuple[PassNote, ...] = ()
+    partition: tuple[tuple[str, str], ...] = ()
 
     @property
     def tuned(self) -> str:
@@ -138,7 +140,8 @@ class Report:
             body.pop("totals", None)
             layers = tuple(_layer(entry) for entry in body.pop("layers"))
             notes = tuple(PassNote(**entry) for entry in body.pop("notes"))
-            return cls(layers=layers, notes=notes, **body)
+            parts = tuple((str(part), str(what)) for part, what in body.pop("partition", ()))
+            return cls(layers=layers, notes=notes, partition=parts, **body)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"report.json: not a report, {error}") from error
 

@@ -27,6 +27,7 @@ def report_view(report: Report, *, notes: bool = False) -> RenderableType:
         parts += [layer_table(report), _totals(report), *_reasons(report)]
     else:
         parts.append(Text("No linear layer was found."))
+    parts += list(_partition(report))
     parts += list(_notes(report, notes))
     return Group(*parts)
 
@@ -137,6 +138,14 @@ def _reasons(report: Report) -> Iterator[RenderableType]:
         yield Text("\nWhy", style="bold")
     for reason, names in by_reason.items():
         yield Text(f"  {', '.join(names)}: {reason}")
+
+
+def _partition(report: Report) -> Iterator[RenderableType]:
+    """Which part of the machine runs what, where it has several."""
+    if report.partition:
+        yield Text("\nWhere", style="bold")
+    for part, what in report.partition:
+        yield Text(f"  {part}: {what}")
 
 
 def _notes(report: Report, with_applied: bool) -> Iterator[RenderableType]:

@@ -212,6 +212,8 @@ class Target:
         compile_kernel: (tvm.tirx.PrimFunc, spec) -> a tvm.runtime.Executable that holds it as
             ``kernel``; the tuner times single kernels with it. None where they cannot be.
         device: TVM's name of the device that kernels run on.
+        places: Template -> part of the machine that runs it, where that has several parts; the
+            empty name stands for everything that no kernel template makes.
     """
 
     name: str
@@ -224,6 +226,7 @@ class Target:
     loader: str = "vm"
     compile_kernel: Callable[[Any, HardwareSpec], Any] | None = None
     device: str = "cpu"
+    places: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, Target] = field(default_factory=dict)
     prepare: Callable[[Any, TargetContext], Any] | None = None
 

@@ -38,4 +38,5 @@ TARGET = Target(
     templates=TEMPLATES,
     build=build,
     loader="systolic",
+    places={"array_dense": "array", "array_block_sparse": "array", "": "host"},
 )
