@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -92,13 +93,25 @@ def ours(
     return train
 
 
-def distilled(rank: int) -> Callable[[Run], float]:
+@cache
+def teacher(seed: int, rates: tuple[float, float]) -> nn.Module:
+    """A dense model from another start, trained as long and as fast as its students."""
+    run = Run(seed, load("digits", seed), 1, 0.0, rates)
+    model = replace(run, seed=seed + 100).model()
+    Trainer(model, run.data, SparsityMethod(), run.config).fit()
+    return model
+
+
+def distilled(rank: int | None) -> Callable[[Run], float]:
+    """From a dense teacher; without a rank the student is the dense model of the baseline."""
+
     def train(run: Run) -> float:
-        teacher = replace(run, seed=run.seed + 100).model()
-        config = replace(run.config, learning_rate=3e-3, finetune_epochs=0)
-        Trainer(teacher, run.data, SparsityMethod(), config).fit()
+        loss = distillation_loss(teacher(run.seed, run.rates))
+        if rank is None:
+            method = BlockPruning(run.sparsity, run.block, HEAD)
+            return run.train(run.model(), method, loss=loss)
         model = factorize(run.model(), run.block, rank, exclude=HEAD)
-        return run.train(model, GradualPruning(run.sparsity), loss=distillation_loss(teacher))
+        return run.train(model, GradualPruning(run.sparsity), loss=loss)
 
     return train
 
@@ -113,6 +126,7 @@ def projected(run: Run) -> float:
 
 METHODS: dict[str, Callable[[Run], float]] = {
     REFERENCE: baseline(BlockPruning),
+    "block magnitude, distilled": distilled(None),
     "group lasso": baseline(GroupLasso),
     "elastic group lasso": baseline(ElasticGroupLasso),
     "block RigL": baseline(BlockRigL),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bscompile.cli.plan import check_target
 from bscompile.cli.talk import Talk, talk_options
 
 if TYPE_CHECKING:
-    from bscompile.models import Dataset, SparsityMethod, Trainer
-    from bscompile.models.train import EpochLog
+    from bscompile.models import Trainer
+    from bscompile.models.recipe import Recipe
+    from bscompile.models.selection import CostOf
 
 METHODS = ("gradual", "l1", "dense", "magnitude", "group-lasso", "elastic", "rigl")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -65,10 +67,31 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--cost",
-    type=click.Choice(("uniform", "parameters", "flops")),
+    type=click.Choice(("uniform", "parameters", "flops", "latency")),
     default="flops",
     show_default=True,
     help="What --select charges a block for.",
+)
+@click.option("--per-layer", is_flag=True, help="With --select, let every layer choose for itself.")
+@click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    metavar="NAME[:VARIANT]",
+    help="Where --cost latency would run the layers.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="M",
+    help="Rows of x that --cost latency counts with.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Let --cost latency build kernels and time them, not ask the cost model.",
 )
 @click.option("--distill", is_flag=True, help="Train a dense teacher first and learn from it.")
 @click.option(
@@ -136,19 +159,20 @@ def command(talk: Talk, output: Path, **options: Any) -> None:
 
     \b
         bscompile train --model mlp --block 8x8 --rank 4 --sparsity 0.75 -o model.onnx
+        bscompile train --select 4x4,8x8 --cost latency --target cpu -o model.onnx
         bscompile build model.onnx
     """
     from bscompile.files import check_writable
     from bscompile.models import export_onnx, load, summary
+    from bscompile.models.recipe import prepare
 
     for path in (output, options["log_path"], options["plot_path"], options["checkpoint"]):
         if path is not None:
             check_writable(path)
     data = load(options["data_name"], options["seed"])
-    trainer = _prepare(talk, data, options)
-    with _bar(talk, trainer) as advance:
-        for log in trainer.run(options["checkpoint"]):
-            advance(log)
+    with _latency(talk, options) as latency:
+        trainer = prepare(_recipe(options, latency), data, lambda t: _run(talk, t), talk.say)
+    _run(talk, trainer, options["checkpoint"])
     _keep_history(trainer, options)
     export_onnx(trainer.model, output, data.x_test[:2], options["form"])
     result = trainer.result
@@ -172,108 +196,81 @@ def command(talk: Talk, output: Path, **options: Any) -> None:
     click.echo(output)
 
 
-def _prepare(talk: Talk, data: Dataset, options: dict[str, Any]) -> Trainer:
-    """The model as the method wants it, in a trainer."""
-    from bscompile.errors import UsageError
-    from bscompile.models import TrainConfig, Trainer, factorize, plan
+def _recipe(options: dict[str, Any], latency: CostOf | None) -> Recipe:
+    from bscompile.models import TrainConfig
     from bscompile.models.blocks import parse_block
-    from bscompile.models.zoo.registry import create
+    from bscompile.models.recipe import Recipe
 
-    outputs = data.classes or data.y_train.shape[1]
-    model, dense = create(options["model_name"], data.features, outputs, options["seed"])
-    block, rank = parse_block(options["block"]), options["rank"]
-    config = TrainConfig(
-        options["epochs"],
-        options["finetune_epochs"],
-        options["batch"],
-        options["learning_rate"],
-        options["finetune_rate"],
-        seed=options["seed"],
-        patience=options["patience"],
+    candidates = options["select"].split(",") if options["select"] else ()
+    return Recipe(
+        options["model_name"],
+        parse_block(options["block"]),
+        options["rank"],
+        options["sparsity"],
+        options["method"],
+        tuple(parse_block(text) for text in candidates),
+        latency or options["cost"],
+        options["per_layer"],
+        options["distill"],
+        TrainConfig(
+            options["epochs"],
+            options["finetune_epochs"],
+            options["batch"],
+            options["learning_rate"],
+            options["finetune_rate"],
+            seed=options["seed"],
+            patience=options["patience"],
+        ),
     )
-    loss = None
-    if options["distill"]:
-        if not data.classes:
-            raise UsageError("--distill needs classes", hint="use --data digits")
-        loss = _teacher_loss(talk, data, config, options)
-    factorized = options["method"] in ("gradual", "l1")
-    if options["select"] and not factorized:
-        raise UsageError("--select needs a factorized method", hint="--method gradual or l1")
-    if options["select"]:
-        model = _select(talk, data, model, dense, config, options)
-    elif factorized:
-        for step in plan(model, block, rank, exclude=dense):
-            if step.message:
-                talk.say(str(step))
-        model = factorize(model, block, rank, exclude=dense)
-    method = _method(options["method"], options["sparsity"], block, dense)
-    return Trainer(model, data, method, config, loss)
 
 
-def _method(
-    name: str, sparsity: float, block: tuple[int, int], dense: tuple[str, ...]
-) -> SparsityMethod:
-    from bscompile.models import GradualPruning, ProximalL1, SparsityMethod
-    from bscompile.models.baselines import BlockPruning, BlockRigL, ElasticGroupLasso, GroupLasso
+@contextmanager
+def _latency(talk: Talk, options: dict[str, Any]) -> Iterator[CostOf | None]:
+    """Seconds of a layer on the target, where that is what --select charges for."""
+    if not options["select"] or options["cost"] != "latency":
+        yield None
+        return
+    check_target(options["target"])
+    from contextlib import closing
 
-    if name == "gradual":
-        return GradualPruning(sparsity)
-    if name == "l1":
-        return ProximalL1(sparsity)
-    if name == "dense":
-        return SparsityMethod(0.0, block, dense)
-    baselines: dict[str, type[BlockPruning | BlockRigL | GroupLasso | ElasticGroupLasso]] = {
-        "magnitude": BlockPruning,
-        "group-lasso": GroupLasso,
-        "elastic": ElasticGroupLasso,
-        "rigl": BlockRigL,
-    }
-    return baselines[name](sparsity, block, dense)
+    from bscompile import targets
+    from bscompile.tuning.estimate import measuring
+    from bscompile.tuning.latency import layer_latency
 
+    context = targets.resolve(options["target"])
+    density = 1 - options["sparsity"]
+    with closing(measuring()) if options["measure"] else nullcontext() as measurer:
+        seconds = layer_latency(context, options["rows"], density, measurer)
 
-def _teacher_loss(talk: Talk, data: Dataset, config: Any, options: dict[str, Any]) -> Any:
-    """Train a dense model of the same kind and make its answers part of the loss."""
-    from bscompile.models import SparsityMethod, Trainer
-    from bscompile.models.distill import distillation_loss
-    from bscompile.models.zoo.registry import create
+        def told(shape: tuple[int, int], block: tuple[int, int], rank: int) -> float:
+            cost = seconds(shape, block, rank)
+            sides = f"[{shape[0]}, {shape[1]}] in {block[0]}x{block[1]}"
+            talk.say(f"{sides}: {1e6 * cost:.2f} us on {options['target']}")
+            return cost
 
-    teacher, _ = create(options["model_name"], data.features, data.classes)
-    trainer = Trainer(teacher, data, SparsityMethod(), config)
-    with _bar(talk, trainer) as advance:
-        for log in trainer.run():
-            advance(log)
-    talk.say(f"teacher: accuracy {trainer.result.accuracy:.2%}")
-    return distillation_loss(teacher)
+        yield told
 
 
-def _select(
-    talk: Talk,
-    data: Dataset,
-    model: Any,
-    dense: tuple[str, ...],
-    config: Any,
-    options: dict[str, Any],
-) -> Any:
-    """One run with all candidate blocks; the model with fresh layers of the survivor."""
-    import dataclasses
+def _run(talk: Talk, trainer: Trainer, checkpoint: Path | None = None) -> None:
+    """Train to the end, with a bar that shows the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from bscompile.models import Trainer
-    from bscompile.models.blocks import parse_block
-    from bscompile.models.selection import BlockSelection, add_candidates, keep_survivors
-
-    blocks = [parse_block(text) for text in options["select"].split(",")]
-    model = add_candidates(model, blocks, options["rank"], exclude=dense)
-    selection = BlockSelection(options["cost"])
-    trainer = Trainer(model, data, selection, dataclasses.replace(config, finetune_epochs=0))
-    with _bar(talk, trainer) as advance:
-        for log in trainer.run():
-            advance(log)
-    for choice in selection.choices:
-        talk.say(f"selected by {options['cost']}: {choice}")
-    return keep_survivors(model, selection.choices)
+    total = trainer.config.epochs + trainer.config.finetune_epochs
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = talk.level < 0 or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("training", total=total)
+        for log in trainer.run(checkpoint):
+            text = f"{log.phase} {log.epoch}/{total}: accuracy {log.accuracy:.2%}"
+            progress.update(task, completed=log.epoch, description=text)
+            if talk.level > 0:
+                talk.say(f"{text}, loss {log.loss:.4f}, zero blocks {log.sparsity:.1%}")
 
 
 def _keep_history(trainer: Trainer, options: dict[str, Any]) -> None:
+    """Write the log and the plot, where they are wanted."""
     from bscompile.models.log import write_csv, write_plot
 
     if options["log_path"] is not None:
@@ -281,26 +278,3 @@ def _keep_history(trainer: Trainer, options: dict[str, Any]) -> None:
     if options["plot_path"] is not None:
         title = f"{options['model_name']} on {options['data_name']}, {options['method']}"
         write_plot(options["plot_path"], trainer.result.history, title)
-
-
-@contextmanager
-def _bar(talk: Talk, trainer: Trainer) -> Iterator[Any]:
-    """A function to call with each epoch's log; shows a bar with the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    total = trainer.config.epochs + trainer.config.finetune_epochs
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=talk.level < 0 or not console.is_terminal
-    ) as progress:
-        task = progress.add_task("training", total=total)
-
-        def advance(log: EpochLog) -> None:
-            text = f"{log.phase} {log.epoch}/{total}: accuracy {log.accuracy:.2%}"
-            progress.update(task, completed=log.epoch, description=text)
-            if talk.level > 0:
-                talk.say(f"{text}, loss {log.loss:.4f}, zero blocks {log.sparsity:.1%}")
-
-        yield advance

@@ -25,14 +25,12 @@ from bscompile.models.methods import SparsityMethod
 from bscompile.models.summary import factor_parameters
 
 Cost = Literal["uniform", "parameters", "flops"]
-CostOf = Callable[[BlockSparseLinear], float]
+CostOf = Callable[[tuple[int, int], Block, int], float]  # (out, in), block, rank -> charge
 
 COSTS: dict[str, CostOf] = {
-    "uniform": lambda layer: 1.0,
-    "parameters": lambda layer: factor_parameters(layer.shape, layer.block, layer.rank),
-    "flops": lambda layer: macs_per_row(layer.shape, layer.block, layer.rank)[
-        cheapest_form(layer.shape, layer.block, layer.rank)
-    ],
+    "uniform": lambda shape, block, rank: 1.0,
+    "parameters": factor_parameters,
+    "flops": lambda *layer: macs_per_row(*layer)[cheapest_form(*layer)],
 }
 
 
@@ -130,8 +128,9 @@ class BlockSelection(SparsityMethod):
     """The growing group penalty, as a method of the training loop.
 
     Args:
-        cost: What a candidate is charged: ``"uniform"``, ``"parameters"``, ``"flops"``, or a
-            mapping from block to any cost, such as its measured latency.
+        cost: What a candidate is charged: ``"uniform"``, ``"parameters"``, ``"flops"``; a
+            function of (out, in), block and rank, such as the latency on a target, added up
+            over the layers; or a mapping from block to any cost.
         per_layer: Whether each layer chooses for itself.
         strength: Of the penalty in the first epoch.
         growth: Factor by which it has grown at the end.
@@ -140,7 +139,7 @@ class BlockSelection(SparsityMethod):
 
     def __init__(
         self,
-        cost: Cost | Mapping[Block, float] = "flops",
+        cost: Cost | CostOf | Mapping[Block, float] = "flops",
         per_layer: bool = False,
         strength: float = 0.05,
         growth: float = 10000.0,
@@ -169,14 +168,17 @@ class BlockSelection(SparsityMethod):
     def _charges(self, group: Sequence[tuple[str, CandidateLinear]]) -> list[float]:
         """Charge of each candidate, with a mean of 1."""
         blocks = [group[0][1].of(k).block for k in range(len(group[0][1].candidates))]
-        if isinstance(self.cost, str):
-            cost_of = COSTS[self.cost]
-            raw = [sum(cost_of(layer.of(k)) for _, layer in group) for k in range(len(blocks))]
-        else:
+        if isinstance(self.cost, Mapping):
             missing = [block for block in blocks if block not in self.cost]
             if missing:
                 raise UsageError(f"cost: no entry for block {missing[0]}")
             raw = [self.cost[block] for block in blocks]
+        else:
+            cost_of = COSTS[self.cost] if isinstance(self.cost, str) else self.cost
+            candidates = [[layer.of(k) for _, layer in group] for k in range(len(blocks))]
+            raw = [sum(cost_of(c.shape, c.block, c.rank) for c in each) for each in candidates]
+        if not all(math.isfinite(value) and value > 0 for value in raw):
+            raise UsageError(f"cost: wanted positive numbers, got {raw} for blocks {blocks}")
         return [value * len(raw) / sum(raw) for value in raw]
 
     def on_step(self, learning_rate: float, progress: float) -> None:

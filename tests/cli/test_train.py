@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import sys
 
 import onnx
@@ -59,7 +60,24 @@ def test_going_on_from_a_checkpoint(folder, capsys):
 def test_selection_says_what_survived(folder, capsys):
     options = ["--select", "2,8", "--cost", "flops", "--epochs", "20", "--finetune-epochs", "0"]
     assert main(["train", *options, "-o", "m.onnx"]) == 0
-    assert "selected by flops: 2 layers: 8x8" in capsys.readouterr().err
+    assert "selected: 2 layers: 8x8" in capsys.readouterr().err
+
+
+def test_selection_by_latency_says_what_each_block_costs(folder, capsys):
+    pytest.importorskip("tvm")
+    options = ["--select", "2,8", "--cost", "latency", "--rows", "64", "--epochs", "20"]
+    assert main(["train", *options, "--finetune-epochs", "0", "-o", "m.onnx"]) == 0
+    said = capsys.readouterr().err
+    told = dict(re.findall(r"\[128, 64\] in (\d)x\d: ([\d.]+) us on cpu", said))
+    assert float(told["2"]) > float(told["8"]) > 0
+    assert "selected: 2 layers: 8x8" in said
+
+
+def test_the_methods_offered_are_those_there_are():
+    from bscompile.cli.train import METHODS as OFFERED
+    from bscompile.models.recipe import METHODS
+
+    assert tuple(METHODS) == OFFERED
 
 
 def test_layers_with_another_block_are_named(folder, capsys):
@@ -79,11 +97,12 @@ def test_layers_with_another_block_are_named(folder, capsys):
         (["--sparsity", "1"], "1.0 is not in the range 0<=x<1"),
         (["--select", "8"], "selection needs two different blocks or more"),
         (["--method", "rigl", "--select", "4,8"], "--select needs a factorized method"),
+        (["--select", "4,8", "--cost", "latency", "--target", "cdua"], "unknown target 'cdua'"),
         (["--learning-rate", "1e30"], "training: loss is nan"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, arguments, line):
-    assert main(["train", *SHORT, *arguments, "-o", "m.onnx"]) in (1, 2)
+    assert main(["train", *SHORT, *arguments, "-o", "m.onnx"]) in (1, 2, 5)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert line in said
     assert not (folder / "m.onnx").exists()

@@ -57,6 +57,21 @@ def test_charge_decides_who_survives(digits):
     assert survivors == [(2, 2), (8, 8)]
 
 
+def test_charge_may_be_a_function_of_the_layer():
+    seen = []
+
+    def latency(shape, block, rank):
+        seen.append((shape, block, rank))
+        return shape[0] * shape[1] * (3.0 if block == (2, 2) else 1.0)
+
+    selection = BlockSelection(latency)
+    selection.attach(candidates())
+    assert selection.groups[0].charges == [1.5, 0.5]  # added up over the layers, of mean 1
+    assert ((32, 64), (8, 8), 2) in seen
+    with pytest.raises(UsageError, match=r"cost: wanted positive numbers, got \[0\.0, 0\.0\]"):
+        BlockSelection(lambda *_: 0.0).attach(candidates())
+
+
 def test_each_layer_may_choose_for_itself(digits):
     selection = BlockSelection("flops", per_layer=True)
     model = candidates()
