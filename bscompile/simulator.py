@@ -25,9 +25,12 @@ DRIVER_VARIABLE = "BSCOMPILE_SYSTOLIC_DRIVER"
 SIZES = (16, 8, 32)
 #: Rows of x that one run takes.
 DEPTH = 256
+#: A nominal clock. The RTL never saw a synthesis tool: seconds are cycles in other words.
+CLOCK_HZ = 1e9
 
 _TOOLS = {"verilator": "verilator", "g++": "g++", "make": "make"}  # program -> package
-_SOURCES = Path(__file__).parent / "targets" / "systolic"
+#: The folder that holds the RTL and the driver.
+SOURCES = Path(__file__).parent / "targets" / "systolic"
 
 
 def missing_packages() -> list[str]:
@@ -79,7 +82,7 @@ def build(size: int) -> Path:
     Raises:
         TargetError: a tool is missing, or fails.
     """
-    rtl, driver = sorted(_SOURCES.glob("rtl/*.sv")), sorted(_SOURCES.glob("driver/*"))
+    rtl, driver = sorted(SOURCES.glob("rtl/*.sv")), sorted(SOURCES.glob("driver/*"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*rtl, *driver)))
     path = _cache_folder() / f"systolic{size}-{DEPTH}-{digest.hexdigest()[:16]}.so"
     if path.exists():

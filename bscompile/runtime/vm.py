@@ -54,13 +54,13 @@ class VirtualMachine(Executor):
         vm = self._executable.machine()
         main = self._bound_main(vm)
         calls: list[tuple[str, float]] = []
-        started = [0.0]
+        started: list[Any] = []
 
         def watch(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> None:
             if before:
-                started.append(time.perf_counter())
+                started.append(self._mark())
             else:
-                calls.append((symbol, time.perf_counter() - started.pop()))
+                calls.append((symbol, self._since(started.pop())))
 
         vm["set_instrument"](self._ffi.convert_func(watch))
         rounds = []
@@ -76,6 +76,14 @@ class VirtualMachine(Executor):
     def close(self) -> None:
         """Free the weights and the code's memory."""
         self._main, self._params = None, []
+
+    def _mark(self) -> Any:
+        """The beginning of something that ``profile`` times."""
+        return time.perf_counter()
+
+    def _since(self, mark: Any) -> float:
+        """Seconds since then."""
+        return time.perf_counter() - float(mark)
 
     # ------------------------------------------------------------ into TVM
 

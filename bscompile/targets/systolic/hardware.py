@@ -11,8 +11,6 @@ from bscompile.targets.cpu.hardware import hardware as host_hardware
 
 #: What users may type after ``systolic:``; nothing is the first of SIZES.
 VARIANTS = ("", *map(str, sorted(SIZES)))
-#: A nominal clock. The RTL never saw a synthesis tool: seconds are cycles in other words.
-CLOCK_HZ = 1e9
 
 
 @dataclass(frozen=True)
