@@ -111,6 +111,7 @@ def replace(graph: ir.Graph, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> 
         unused = not value.uses() and not value.is_graph_output() and not value.is_graph_input()
         if unused and value.name is not None and graph.initializers.get(value.name) is value:
             del graph.initializers[value.name]
+            value.const_value = None  # old nodes and values wait in cycles for the collector
 
 
 def layer_name(node: ir.Node, weight: ir.Value | None = None) -> str:

@@ -120,7 +120,7 @@ class VirtualMachine(Executor):
             aligned = empty_aligned(array.shape, array.dtype.newbyteorder("="))
             aligned[...] = array
             array = aligned
-        return self._ffi.from_dlpack(array)
+        return self._ffi.from_dlpack(array if array.size else _with_strides(array))
 
     # ------------------------------------------------------------ out of TVM
 
@@ -143,6 +143,14 @@ class VirtualMachine(Executor):
 
 
 EXECUTOR = VirtualMachine
+
+
+def _with_strides(array: Array) -> Array:
+    """An empty array with the strides of its shape, which TVM compares; numpy says 0."""
+    sizes = [array.itemsize]
+    for length in array.shape[:0:-1]:
+        sizes.append(sizes[-1] * length)
+    return np.lib.stride_tricks.as_strided(array, array.shape, sizes[::-1])
 
 
 def _address(array: Array) -> int:

@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import bscompile
 from bscompile.dialect import DOMAIN, ConvGeometry, LinearOp, evaluate, make_node
 from bscompile.errors import ModelError
 from bscompile.targets.lowering import lower
@@ -166,3 +167,44 @@ def test_a_convolution_of_ours(conv, epilogue):
         want = evaluate(op, feeds["x"], steps)
         (got,) = Compiled(loaded)(feeds)
         assert_close(got, want, np.float32, op.shape[1])
+
+
+BRANCHES = """g (float[N,3] x{extra}) => (float[N,3] y) {{
+    {condition}
+    y = If(c) <then_branch = t () => (float[N,3] p) {{ p = Relu(x) }},
+               else_branch = e () => (float[N,3] q) {{ q = Neg(x) }}>
+}}"""
+
+
+@pytest.mark.parametrize(("rank", "want"), [(2, np.maximum), (3, lambda x, _: -x)])
+def test_an_if_that_shapes_decide_leaves_one_branch(rank, want, tmp_path):
+    condition = f"s = Shape(x) r = Size(s) k = Constant<value_int: int = {rank}>() c = Equal(r, k)"
+    proto = model(BRANCHES.format(extra="", condition=condition))
+    loaded = bscompile.load(bscompile.build(proto).save(tmp_path / "model.bsc"))
+    x = normal(4, 3)
+    np.testing.assert_array_equal(loaded.run({"x": x})["y"], want(x, 0))
+
+
+FROM_DATA = """zero = Constant<value_int: int = 0>() row = Gather(x, zero) n = Size(x)
+    d = Cast<to = 9>(row) c = ReduceMax<keepdims = 0>(d, zero)"""
+
+
+@pytest.mark.parametrize(("extra", "condition"), [(", bool c", ""), ("", FROM_DATA)])
+def test_an_if_that_data_decide_is_refused_at_once(extra, condition):
+    proto = model(BRANCHES.format(extra=extra, condition=condition))
+    with pytest.raises(ModelError, match=r"'y' \(If, opset 20\).*condition is computed from data"):
+        check_supported(ir.from_proto(proto))
+
+
+def test_packed_weights_leave_a_model_that_is_used_up(tmp_path):
+    """No weight may be in memory both as the model has it and as the kernel wants it."""
+    values = ",".join(["1.5"] * 192)
+    proto = model(
+        "g (float[N,24] x) => (float[N,8] y, float[N,8] z) "
+        f"<float[24,8] w = {{{values}}}> {{ y = MatMul(x, w) z = MatMul(x, w) }}"
+    )
+    loaded = ir.from_proto(proto)
+    weight = loaded.graph.initializers["w"]
+    lowered = lower(loaded, context(), use_up=True)
+    assert weight.const_value is None
+    assert [name for name, _ in lowered.params] == ["w"]

@@ -82,3 +82,15 @@ def test_swish(alpha, tmp_path):
 def test_celu(tmp_path):
     proto = model("g (float[n, 5] x) => (float[n, 5] y) { y = Celu<alpha = 1.5>(x) }")
     assert_as_onnxruntime(proto, tmp_path, {"x": normal(3, 5)})
+
+
+def test_attention_without_a_mask_but_with_a_past(tmp_path):
+    """An input that is left out before one that is given."""
+    proto = model(
+        """g (float[2, 4, s, 8] q, float[2, 4, s, 8] k, float[2, 4, p, 8] past)
+            => (float[2, 4, s, 8] y, float[2, 4, t, 8] keys, float[2, 4, t, 8] values) {
+            y, keys, values = Attention<is_causal = 1>(q, k, k, "", past, past) }""",
+        opset=23,
+    )
+    feeds = {"q": normal(2, 4, 3, 8), "k": normal(2, 4, 3, 8), "past": normal(2, 4, 5, 8)}
+    assert_as_onnxruntime(proto, tmp_path, feeds)

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["Lowered", "TensorSpec", "lower"]
 
 
-def lower(model: ir.Model, context: TargetContext) -> Lowered:
+def lower(model: ir.Model, context: TargetContext, *, use_up: bool = False) -> Lowered:
     """Turn a model into a Relax module for one target.
 
     Args:
         model: With shapes inferred and dialect ops in place; it is not changed.
         context: The target and machine to build kernels for.
+        use_up: Take each weight out of ``model`` once it is packed, so that the memory never
+            holds all of them twice; the model is worth nothing afterwards.
 
     Raises:
         ModelError: an operator cannot be compiled; said before any work where possible.
@@ -30,7 +32,7 @@ def lower(model: ir.Model, context: TargetContext) -> Lowered:
     from bscompile.targets.lowering.importer import Importer
     from bscompile.targets.lowering.support import check_supported
 
-    working = model.clone()
+    working = model if use_up else model.clone()
     onnx_passes.InlinePass(lambda function: function.domain != DOMAIN)(working)
-    check_supported(working)
-    return Importer(working, context).run()
+    check_supported(working, folded=True)
+    return Importer(working, context, release_weights=use_up).run()

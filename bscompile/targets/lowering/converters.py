@@ -16,6 +16,7 @@ from bscompile.targets.lowering import (
     index_converters,
     linear,
     number_converters,
+    reduce_converters,
     shape_converters,
 )
 
@@ -42,6 +43,7 @@ OWN: dict[tuple[str, str], Converter] = {
     ("", "ConstantOfShape"): shape_converters.constant_of_shape,
     ("", "Dropout"): number_converters.dropout,
     ("", "Expand"): shape_converters.expand,
+    ("", "EyeLike"): number_converters.eye_like,
     ("", "Gather"): shape_converters.gather,
     ("", "GatherElements"): index_converters.gather_elements,
     ("", "GatherND"): index_converters.gather_nd,
@@ -50,6 +52,7 @@ OWN: dict[tuple[str, str], Converter] = {
     ("", "Max"): number_converters.maximum,
     ("", "Min"): number_converters.minimum,
     ("", "Mod"): number_converters.modulo,
+    ("", "OneHot"): index_converters.one_hot,
     ("", "Pow"): number_converters.power,
     ("", "RMSNormalization"): number_converters.rms_normalization,
     ("", "Range"): shape_converters.range_,
@@ -73,11 +76,20 @@ def find_converter(domain: str, op_type: str) -> Converter | None:
     own = OWN.get((domain, op_type))
     if own is not None:
         return own
+    if domain == "" and op_type in reduce_converters.REDUCTIONS:
+        return _reduction
     names = _MICROSOFT if domain == "com.microsoft" else ()
     tvm_map = onnx_frontend._get_convert_map()
     if domain == "":
         names = tuple(name for name in tvm_map if name not in _NOT_STANDARD)
     return _from_tvm(tvm_map[op_type]) if op_type in names else None
+
+
+def _reduction(view: NodeView) -> Any:
+    result = reduce_converters.reduction(view)
+    if result is not None:
+        return result
+    return _from_tvm(onnx_frontend._get_convert_map()[view.node.op_type])(view)
 
 
 def _from_tvm(converter_class: Any) -> Converter:

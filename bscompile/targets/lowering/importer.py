@@ -10,7 +10,6 @@ scalars) are embedded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,11 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from bscompile.errors import BscompileError, ModelError
+from bscompile.passes.graph import static_shape
 from bscompile.targets.base import TargetContext
+from bscompile.targets.lowering.limits import parameter_limit
 from bscompile.targets.lowering.lowered import Lowered, TensorSpec
-from bscompile.targets.lowering.shape_values import Known, evaluate, known
+from bscompile.targets.lowering.shape_values import Known, evaluate, known, plain
 
 Array = npt.NDArray[Any]
 
@@ -79,6 +80,8 @@ class Importer:
     Attributes:
         model: Checked by support.py, its functions inlined.
         context: The target that kernels are built for.
+        release_weights: Whether a weight leaves the model when the last node that reads it is
+            converted.
         bb: The Relax builder.
         parameters: Variables of ``main``: the inputs, then one for each entry of ``arrays``.
         arrays: (name, array) of the parameters after the inputs.
@@ -87,6 +90,7 @@ class Importer:
 
     model: ir.Model
     context: TargetContext
+    release_weights: bool = False
     bb: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     parameters: list[relax.Var] = field(default_factory=list)
     arrays: list[tuple[str, Array]] = field(default_factory=list)
@@ -94,6 +98,7 @@ class Importer:
     _exprs: dict[ir.Value, Any] = field(default_factory=dict)
     _known: dict[ir.Value, Known] = field(default_factory=dict)
     _sizes: dict[str, tirx.Var] = field(default_factory=dict)
+    _converted: set[ir.Node] = field(default_factory=set)
 
     def run(self) -> Lowered:
         """Convert the whole graph.
@@ -111,6 +116,7 @@ class Importer:
             with self.bb.dataflow():
                 for node in graph:
                     self._convert(node)
+                    self._release(node)
                 results = [self.expr(v) for v in graph.outputs]
                 output = results[0] if len(results) == 1 else relax.Tuple(results)
                 output = self.bb.emit_output(output)
@@ -137,6 +143,11 @@ class Importer:
 
     def known(self, value: ir.Value) -> Known | None:
         """The value of a tensor that is known while compiling."""
+        if value not in self._known and _is_empty(value):
+            shape, dtype = static_shape(value), value.dtype
+            assert shape is not None
+            assert dtype is not None
+            self._known[value] = Known(np.empty(shape, object), dtype.numpy().name)
         if value not in self._known:
             tensor = ir.convenience.get_const_tensor(value)
             if tensor is None or not _is_small(tensor):
@@ -147,6 +158,10 @@ class Importer:
             self._known[value] = result
         return self._known[value]
 
+    def _is_known(self, value: ir.Value) -> bool:
+        # Larger constants than shapes are known as well, such as the values of a OneHot.
+        return self.known(value) is not None or ir.convenience.get_const_tensor(value) is not None
+
     def expr(self, value: ir.Value) -> Any:
         """A tensor expression for any value: computed, known, or a weight."""
         if value not in self._exprs:
@@ -155,8 +170,10 @@ class Importer:
 
     def _materialise(self, value: ir.Value) -> Any:
         constant = self.known(value)
-        if constant is not None:
+        if constant is not None and constant.array.size:
             return self.tensor_of(constant)
+        if constant is not None:  # TVM cannot store a constant without elements
+            return self.parameter(value.name or "empty", constant.numpy())
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is None:
             raise ModelError(f"value {value.name!r} is used before anything computes it")
@@ -183,6 +200,11 @@ class Importer:
             view = NodeView(node, self, _attributes(node), opset)
             if self._convert_known(view):
                 return
+            if all(_is_empty(value) for value in node.outputs if value.name):
+                return  # nothing to compute: known wherever it is read
+            limit = parameter_limit(node, self._is_known) if node.domain == "" else None
+            if limit:
+                raise ValueError(limit)
             result = converter_of(node, opset)(view)
         except BscompileError:
             raise
@@ -193,6 +215,17 @@ class Importer:
                 f"cannot be compiled: {reason.strip() or type(error).__name__}"
             ) from error
         self._bind(node, result)
+
+    def _release(self, node: ir.Node) -> None:
+        """Let go of the weights that no further node reads; kernels hold them packed."""
+        self._converted.add(node)
+        if not self.release_weights:
+            return
+        for value in node.inputs:
+            if value is None or not value.is_initializer() or value.is_graph_output():
+                continue
+            if all(use.node in self._converted for use in value.uses()):
+                value.const_value = None
 
     def _convert_known(self, view: NodeView) -> bool:
         """Evaluate a node on known inputs now; whether that worked."""
@@ -270,6 +303,11 @@ def _shape_of(view: NodeView) -> tuple[Known, ...] | None:
     return None if result is None else (result,)
 
 
+def _is_empty(value: ir.Value) -> bool:
+    """Whether a value has no elements, whatever the inputs are."""
+    return value.dtype is not None and 0 in (static_shape(value) or ())
+
+
 def _is_small(tensor: ir.TensorProtocol) -> bool:
     if tensor.dtype.is_floating_point():
         return tensor.size <= MAX_EMBEDDED_FLOATS and tensor.dtype.itemsize >= 2
@@ -307,9 +345,5 @@ def _identifier(name: str) -> str:
 
 def _spec(value: ir.Value, expr: Any) -> TensorSpec:
     shape: Sequence[Any] = [] if expr.ty.shape is None else expr.ty.shape.values
-    sizes = tuple(int(d.value) if isinstance(d, tirx.IntImm) else _spelled(d) for d in shape)
+    sizes = tuple(int(d.value) if isinstance(d, tirx.IntImm) else plain(d) for d in shape)
     return TensorSpec(value.name or "", sizes, str(expr.ty.dtype))
-
-
-def _spelled(size: Any) -> str:
-    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tvm import relax, te, tirx
 
 from bscompile.targets.lowering.shape_converters import inside, same_size, shape_of
@@ -107,6 +108,23 @@ def scatter_nd(view: NodeView) -> Any:
 
     safe = view.bb.emit_te(compute, indices, data)
     return relax.op.scatter_nd(data, safe, updates, _reduction(view))
+
+
+def one_hot(view: NodeView) -> Any:
+    """OneHot: ``values`` is [off, on]; an index outside of [-depth, depth) marks nothing."""
+    bb, indices, values = view.bb, view.expr(0), view.expr(2)
+    depth = int(view.known(1).numpy().reshape(()))  # type: ignore[union-attr]  # see limits.py
+    rank = len(shape_of(indices)) + 1
+    axis = int(view.attributes.get("axis", -1)) % rank
+    index = bb.emit(relax.op.astype(indices, "int64"))
+    negative = bb.emit(relax.op.less(index, relax.const(0, "int64")))
+    moved = bb.emit(relax.op.add(index, relax.const(depth, "int64")))
+    index = bb.emit(relax.op.where(negative, moved, index))
+    places = np.arange(depth, dtype=np.int64).reshape([-1] + [1] * (rank - 1 - axis))
+    column = bb.emit(relax.op.expand_dims(index, axis))
+    marked = bb.emit(relax.op.equal(column, relax.const(places, "int64")))
+    off, on = (bb.emit(relax.op.take(values, relax.const(i, "int64"), axis=0)) for i in (0, 1))
+    return relax.op.where(marked, on, off)
 
 
 def _axis(view: NodeView, data: Any) -> int:

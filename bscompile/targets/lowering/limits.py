@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx
 import onnx_ir as ir
 
 D = ir.DataType
@@ -16,6 +17,32 @@ DTYPES = frozenset(
     {D.FLOAT, D.FLOAT16, D.BFLOAT16, D.DOUBLE, D.BOOL}
     | {D.INT8, D.INT16, D.INT32, D.INT64, D.UINT8, D.UINT16, D.UINT32, D.UINT64}
 )
+
+
+#: Inputs that decide about shapes or loops, so that their values must be known when compiling.
+_PARAMETERS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("AffineGrid", "CumSum", "OneHot", "Split", "TopK"), (1,)),
+    "MaxUnpool": (2,),
+    "Pad": (1, 2, 3),
+    "Resize": (1, 2, 3),
+}
+
+
+def parameter_limit(node: ir.Node, is_known: Callable[[ir.Value], bool]) -> str | None:
+    """Why the values of a node's inputs stand against it, None where nothing does.
+
+    Args:
+        node: Of the standard domain.
+        is_known: Whether the value of an input is known while compiling.
+    """
+    places = (1,) if node.op_type.startswith("Reduce") else _PARAMETERS.get(node.op_type, ())
+    for place in places:
+        value = node.inputs[place] if place < len(node.inputs) else None
+        if value is None or is_known(value):
+            continue
+        name = onnx.defs.get_schema(node.op_type).inputs[place].name
+        return f"its input {name} is computed from data, and must be known while compiling"
+    return None
 
 
 def limit_of(node: ir.Node) -> str | None:
@@ -56,6 +83,18 @@ def _dropout(node: ir.Node) -> str | None:
     return "it is, or may be, in training mode"
 
 
+def _max_pool(node: ir.Node) -> str | None:
+    indices = node.outputs[1] if len(node.outputs) > 1 else None
+    wanted = indices is not None and (indices.is_graph_output() or bool(indices.uses()))
+    return "its second output, the indices, is wanted" if wanted else None
+
+
+def _top_k(node: ir.Node) -> str | None:
+    value = node.inputs[0]
+    unsigned = value is not None and value.dtype == ir.DataType.UINT64
+    return "it sorts uint64 numbers" if unsigned else None
+
+
 def _bit_shift(node: ir.Node) -> str | None:
     value = node.inputs[0]
     signed = value is not None and value.dtype is not None and value.dtype.is_signed()
@@ -80,6 +119,8 @@ _LIMITS: dict[str, Callable[[ir.Node], str | None]] = {
     "BitShift": _bit_shift,
     "ConvTranspose": _conv_transpose,
     "Dropout": _dropout,
+    "MaxPool": _max_pool,
     "RoiAlign": _roi_align,
     "SpaceToDepth": _space_to_depth,
+    "TopK": _top_k,
 }

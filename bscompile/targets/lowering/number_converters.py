@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
 from tvm import relax
 
 from bscompile.targets.lowering.shape_converters import shape_of
@@ -112,6 +113,15 @@ def is_inf(view: NodeView) -> Any:
     if not view.attributes.get("detect_positive", 1):
         found = view.bb.emit(relax.op.logical_and(found, relax.op.less(x, zero)))
     return found
+
+
+def eye_like(view: NodeView) -> Any:
+    """EyeLike: ones on a diagonal, in the attribute's dtype, else in the input's."""
+    x = view.expr(0)
+    asked = view.attributes.get("dtype")
+    dtype = _dtype(x) if asked is None else ir.DataType(asked).numpy().name
+    rows, columns = shape_of(x)
+    return relax.op.eye(rows, columns, view.attributes.get("k", 0), dtype)
 
 
 def swish(view: NodeView) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax, sym, te, tirx
 
-from bscompile.targets.lowering.shape_values import UncertainError, certain
+from bscompile.targets.lowering.shape_values import UncertainError, certain, plain
 
 if TYPE_CHECKING:
     from bscompile.targets.lowering.importer import NodeView
@@ -140,7 +140,7 @@ def _broadcast(have: Any, want: Any) -> Any:
         return have
     if same_size(have, 1):
         return want
-    raise ValueError(f"size {have} cannot be expanded to {want} for certain")
+    raise ValueError(f"size {plain(have)} cannot be expanded to {plain(want)} for certain")
 
 
 def constant_of_shape(view: NodeView) -> Any:

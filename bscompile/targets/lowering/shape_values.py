@@ -10,6 +10,7 @@ gives None, and the operator is then compiled like any other.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,11 @@ def evaluate(
 
 class UncertainError(Exception):
     """The answer depends on a symbolic size."""
+
+
+def plain(size: Any) -> str:
+    """A size as people write it: ``batch * 12``."""
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
 def _simplified(value: Any) -> Any:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx_ir as ir
 
 from bscompile.errors import ModelError
+from bscompile.passes.graph import is_op
 from bscompile.targets.lowering.converters import Converter, find_converter
 from bscompile.targets.lowering.limits import limit_of
 
 
-def check_supported(model: ir.Model) -> None:
+def check_supported(model: ir.Model, *, folded: bool = False) -> None:
     """Refuse a model with an operator that cannot be compiled.
+
+    Args:
+        model: As imported, or as the passes left it.
+        folded: Whether constants were folded. Before that an If may stand whose condition
+            follows from constants and shapes: folding leaves only the branch that is taken.
 
     Raises:
         ModelError: naming the operator, its domain, its node and the opset.
@@ -24,7 +32,12 @@ def check_supported(model: ir.Model) -> None:
             "export it with an older opset, or update the onnx package",
         )
     _check_ends(model.graph)
-    for node in model.graph.all_nodes():
+    for node in _nodes(model.graph, folded):
+        if is_op(node, "If"):
+            raise ModelError(
+                f"node {_label(node)} (If, opset {standard}) cannot be compiled: its condition "
+                "is computed from data, and must be known while compiling"
+            )
         opset = model.opset_imports.get(node.domain)
         if opset is None:
             raise ModelError(
@@ -38,6 +51,34 @@ def check_supported(model: ir.Model) -> None:
             raise ModelError(
                 f"node {_label(node)} ({node.op_type}, opset {opset}) cannot be compiled: {limit}"
             )
+
+
+def _nodes(graph: ir.Graph, folded: bool) -> Iterator[ir.Node]:
+    """All nodes, nested ones included; not those of an If that folding may take away."""
+    for node in graph:
+        if is_op(node, "If") and not folded and not _depends_on_data(node.inputs[0]):
+            continue
+        yield node
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _nodes(attribute.as_graph(), folded)
+
+
+def _depends_on_data(value: ir.Value | None) -> bool:
+    """Whether more than the shapes of the graph's inputs decides about a value."""
+    waiting, seen = [value], {value}
+    while waiting:
+        asked = waiting.pop()
+        if asked is None or ir.convenience.get_const_tensor(asked) is not None:
+            continue
+        producer = asked.producer()
+        if producer is None:
+            return True
+        if not is_op(producer, "Shape", "Size"):
+            fresh = set(producer.inputs) - seen
+            waiting += fresh
+            seen |= fresh
+    return False
 
 
 def _check_ends(graph: ir.Graph) -> None:
