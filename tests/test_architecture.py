@@ -14,7 +14,7 @@ ROOT = Path(bscompile.__file__).parent
 #: From the ground up; a module may import its own floor and those before it.
 FLOORS = [
     ("errors",),
-    ("files", "machine", "manifest", "program", "launches", "simulator"),
+    ("files", "machine", "manifest", "program", "launches", "simulator", "opencl_device"),
     ("formats",),
     ("dialect",),
     ("passes", "importer"),
@@ -34,11 +34,12 @@ BESIDE = {
     "manifest": {"manifest", "errors"},
     "program": {"program", "manifest", "errors"},
     "launches": {"launches", "program", "errors"},
+    "opencl_device": {"opencl_device", "errors"},
     "simulator": {"simulator", "errors"},
     "weights_file": {"weights_file", "errors"},
     "artifact": {"artifact", "manifest", "weights_file", "files", "errors"},
     "runtime": {
-        *("runtime", "program", "launches", "machine"),
+        *("runtime", "program", "launches", "opencl_device", "machine"),
         *("artifact", "manifest", "weights_file", "files", "errors"),
     },
 }

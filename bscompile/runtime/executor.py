@@ -23,6 +23,7 @@ EXECUTORS = {
     "systolic": "bscompile.runtime.systolic",
     "native": "bscompile.runtime.native",
     "webgpu": "bscompile.runtime.webgpu",
+    "opencl": "bscompile.runtime.opencl",
 }
 
 

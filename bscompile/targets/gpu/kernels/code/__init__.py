@@ -1,0 +1,1 @@
+"""Generated kernels of GPU-like targets: threads, tiles in shared memory, epilogues."""

@@ -1,0 +1,75 @@
+"""What an OpenCL device is to the compiler: its limits as it tells them, its rates estimated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bscompile import opencl_device
+from bscompile.errors import TargetError
+from bscompile.targets.base import Availability, HardwareSpec
+from bscompile.targets.gpu.limits import HALF, HALF_BITS
+
+ISA = "opencl"
+# Drivers tell no memory rate and no lanes: typical ones, which rank tiles and forms of a layer.
+_GPU_LANES, _CPU_VECTOR_BYTES = 64, 64
+_GPU_GBPS, _CPU_GBPS = 300.0, 20.0
+_LAUNCH_SECONDS = 1e-5
+_SHARED_LIMIT = 32 << 10  # more than this in one group leaves a processor too few groups
+_THREAD_LIMIT = 256
+
+
+def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
+    """The device to compile for.
+
+    Args:
+        variant: Always empty.
+        threads: Ignored: work-groups use every processor of the device.
+
+    Raises:
+        TargetError: pyopencl or a device is missing.
+    """
+    limits = opencl_device.limits()
+    lanes = limits.vector_floats or _CPU_VECTOR_BYTES // 4 if limits.is_cpu else _GPU_LANES
+    half = HALF if "cl_khr_fp16" in limits.extensions else HALF_BITS
+    peak = 2e-3 * lanes * max(limits.megahertz, 1000)
+    return HardwareSpec(
+        name=limits.name,
+        isa=ISA,
+        features=(half,),
+        cores=limits.processors,
+        peak_gflops={"float32": peak, "float16": peak},
+        memory_gbps=_CPU_GBPS if limits.is_cpu else _GPU_GBPS,
+        cache_bytes=(limits.cache_bytes or 1 << 20,),
+        cache_gbps=(100.0,),
+        vector_bytes=4 * lanes,
+        launch_seconds=_LAUNCH_SECONDS,
+        group_threads=min(limits.threads, *limits.sizes[:2], _THREAD_LIMIT),
+        group_bytes=min(limits.shared_bytes, _SHARED_LIMIT),
+    )
+
+
+def tvm_target(spec: HardwareSpec) -> Any:
+    """The tvm.target.Target with the device's limits."""
+    import tvm
+
+    return tvm.target.Target(
+        {
+            "kind": "opencl",
+            "max_num_threads": spec.group_threads,
+            "max_threads_per_block": spec.group_threads,
+            "max_shared_memory_per_block": spec.group_bytes,
+        }
+    )
+
+
+def detect() -> Availability:
+    """What this machine has."""
+    try:
+        limits = opencl_device.limits()
+    except TargetError as error:
+        return Availability(
+            compiles=False, runs=False, detail=error.message, install=opencl_device.INSTALL
+        )
+    shared = limits.shared_bytes >> 10
+    detail = f"{limits.name}, {limits.processors} compute units, {shared} KiB local memory"
+    return Availability(compiles=True, runs=True, detail=detail)
