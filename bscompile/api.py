@@ -25,6 +25,7 @@ def build(
     threads: int | None = None,
     typical_rows: int = 128,
     dimensions: Mapping[str, int] | None = None,
+    dtype: str = "float32",
     dump_ir: str | Path | None = None,
     database: str | Path | None = None,
     device: str | None = None,
@@ -39,6 +40,8 @@ def build(
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows to plan for where the model leaves them symbolic.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
+        dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
+            or ``int8``; all else stays float32.
         dump_ir: Folder that receives the model after every pass.
         database: Tuning database to take measured choices from; None takes the user's own.
         device: Key of the RPC device that it is compiled for and was tuned on; None is this one.
@@ -51,11 +54,13 @@ def build(
     """
     tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, compile_model
+    from bscompile.dialect.precision import precision_named
 
     folder = None if dump_ir is None else Path(dump_ir)
     records = None if database is None else Path(database)
     options = CompileOptions(
-        target, threads, typical_rows, dimensions or {}, folder, records, device
+        *(target, threads, typical_rows, dimensions or {}, folder, records, device),
+        precision=precision_named(dtype),
     )
     compiled = compile_model(model, options, progress)
     if output is not None:
@@ -70,6 +75,7 @@ def inspect(
     threads: int | None = None,
     typical_rows: int = 128,
     dimensions: Mapping[str, int] | None = None,
+    dtype: str = "float32",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """What was done, or would be done, to each layer.
@@ -80,6 +86,8 @@ def inspect(
         threads: Worker threads to plan for.
         typical_rows: Rows to plan for where the model leaves them symbolic.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
+        dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
+            or ``int8``; all else stays float32.
         progress: Called with one line at the start of each phase.
 
     Raises:
@@ -89,10 +97,13 @@ def inspect(
         return Report.from_json(read_artifact(model, weights=False).members[REPORT])
     tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, analyse_model
+    from bscompile.dialect.precision import precision_named
 
-    return analyse_model(
-        model, CompileOptions(target, threads, typical_rows, dimensions or {}), progress
+    lengths = dimensions or {}
+    options = CompileOptions(
+        target, threads, typical_rows, lengths, precision=precision_named(dtype)
     )
+    return analyse_model(model, options, progress)
 
 
 def tune(
@@ -109,6 +120,7 @@ def tune(
     threads: int | None = None,
     typical_rows: int = 128,
     dimensions: Mapping[str, int] | None = None,
+    dtype: str = "float32",
     report: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -131,6 +143,8 @@ def tune(
         threads: Worker threads to tune for.
         typical_rows: Rows to plan for where the model leaves them symbolic.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
+        dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
+            or ``int8``; all else stays float32.
         report: Where to write an HTML page about it.
         progress: Called with one line at the start of each phase.
         watch: Called after every candidate.
@@ -142,6 +156,7 @@ def tune(
         StorageError: the database or the report cannot be written.
     """
     from bscompile.compiler import CompileOptions, collect_layers
+    from bscompile.dialect.precision import precision_named
     from bscompile.files import check_writable, write_atomically
     from bscompile.tuning.database import Database, default_path, read_database
     from bscompile.tuning.runner import parse_tracker
@@ -156,7 +171,10 @@ def tune(
     records = Database(path)
     for source in merge:
         records.merge(read_database(source))
-    options = CompileOptions(target, threads, typical_rows, dimensions or {}, device=device)
+    lengths, precision = dimensions or {}, precision_named(dtype)
+    options = CompileOptions(
+        target, threads, typical_rows, lengths, device=device, precision=precision
+    )
     layers = collect_layers(model, options, say)
     say("tuning")
     settings = TuneOptions(trials=trials, timeout=timeout, jobs=jobs, runner=runner)

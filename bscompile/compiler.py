@@ -21,6 +21,7 @@ from bscompile import artifact, importer, targets
 from bscompile.manifest import Manifest
 from bscompile.passes import pipeline
 from bscompile.passes.base import Note
+from bscompile.passes.recognise_quantized import is_quantized_model
 from bscompile.report.build import make_report
 from bscompile.tuning.database import MEMBER, Database, default_path
 
@@ -47,6 +48,7 @@ class CompileOptions:
         dump_ir: Folder that receives the model after every pass, as ONNX files.
         database: Tuning database to take measured choices from; None takes the user's own.
         device: Key under which an RPC tracker lends the machine to compile for; None is this one.
+        precision: What linear layers are stored and multiplied in, see dialect/precision.py.
     """
 
     target: str = "cpu"
@@ -56,6 +58,7 @@ class CompileOptions:
     dump_ir: Path | None = None
     database: Path | None = None
     device: str | None = None
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +134,10 @@ def collect_layers(
 
     options = options or CompileOptions()
     say = progress or (lambda line: None)
-    collector = Collector(_resolve(options, say))
-    _rewrite(model, options, collector, say)
+    target = _resolve(options, say)
+    graph = _read(model, options, say)
+    collector = Collector(_for_precisions(target, options, graph))
+    _rewrite(graph, options, collector, say)
     return collector.layers
 
 
@@ -149,10 +154,12 @@ class _Prepared:
 def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepared:
     from bscompile.tuning.planner import TunedPlanner
 
-    context = _resolve(options, say)
+    target = _resolve(options, say)
+    graph = _read(model, options, say)
+    context = _for_precisions(target, options, graph)
     database = Database(options.database or default_path())
     planner = TunedPlanner(database, context)
-    graph, notes = _rewrite(model, options, planner, say)
+    notes = _rewrite(graph, options, planner, say)
     if database.damaged:
         text = f"{len(database.damaged)} lines could not be read, such as {database.damaged[0]}"
         notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
@@ -170,18 +177,31 @@ def _resolve(options: CompileOptions, say: Progress) -> TargetContext:
     return replace(context, hardware=replace(context.hardware, name=f"RPC {options.device}"))
 
 
-def _rewrite(
-    model: ModelLike, options: CompileOptions, planner: Planner, say: Progress
-) -> tuple[ir.Model, list[Note]]:
-    """Phases 2 to 4."""
+def _for_precisions(
+    context: TargetContext, options: CompileOptions, graph: ir.Model
+) -> TargetContext:
+    """The machine with what it has for the user's precision, and for int8 that comes so."""
+    wanted = [options.precision, *(["int8"] if is_quantized_model(graph) else [])]
+    return replace(context, hardware=context.hardware.extended(*wanted))
+
+
+def _read(model: ModelLike, options: CompileOptions, say: Progress) -> ir.Model:
+    """Phases 2 and 3."""
     from bscompile.targets.lowering.support import check_supported
 
     say("reading the model")
     graph = importer.load_model(model, options.dimensions)
     check_supported(graph)
+    return graph
+
+
+def _rewrite(
+    graph: ir.Model, options: CompileOptions, planner: Planner, say: Progress
+) -> list[Note]:
+    """Phase 4."""
     dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
-    notes = pipeline.run(graph, pipeline.pipeline(planner), dump=dump, progress=say)
-    return graph, notes
+    passes = pipeline.pipeline(planner, options.precision)
+    return pipeline.run(graph, passes, dump=dump, progress=say)
 
 
 def _dump(folder: Path, number: int, name: str, model: ir.Model) -> None:

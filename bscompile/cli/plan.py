@@ -23,12 +23,14 @@ class Plan:
         threads: Worker threads; None takes what the machine has.
         typical_rows: Rows to plan for where the model leaves them open.
         dimensions: Lengths for symbolic dimensions.
+        dtype: What linear layers are stored and multiplied in.
     """
 
     target: str
     threads: int | None
     typical_rows: int
     dimensions: dict[str, int]
+    dtype: str = "float32"
 
     def options(self) -> dict[str, Any]:
         """As keyword arguments of the functions of bscompile.api."""
@@ -36,16 +38,22 @@ class Plan:
 
 
 def plan_options(command: F) -> F:
-    """Add --target, --threads, --typical-rows and --dim; the command gets them as one ``plan``.
+    """Add --target, --threads, --typical-rows, --dim and --dtype; the command gets one ``plan``.
 
     An unknown target is refused before anything heavy is imported.
     """
 
     def wrapped(
-        target: str, threads: int | None, typical_rows: int, dims: tuple[str, ...], **options: Any
+        target: str,
+        threads: int | None,
+        typical_rows: int,
+        dims: tuple[str, ...],
+        dtype: str,
+        **options: Any,
     ) -> Any:
         check_target(target)
-        return command(plan=Plan(target, threads, typical_rows, parse_dims(dims)), **options)
+        plan = Plan(target, threads, typical_rows, parse_dims(dims), dtype)
+        return command(plan=plan, **options)
 
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
     wrapped.__dict__.update(command.__dict__)
@@ -64,7 +72,14 @@ def plan_options(command: F) -> F:
         metavar="N",
         help="Rows to plan for where the model leaves them open.",
     )
-    for option in (dims_option, rows_option, threads_option, target_option):
+    dtype_option = click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bf16", "fp16", "int8"]),
+        default="float32",
+        show_default=True,
+        help="What the weights of linear layers are stored and multiplied in.",
+    )
+    for option in (dtype_option, dims_option, rows_option, threads_option, target_option):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[return-value]  # same command, other options
 

@@ -11,6 +11,8 @@ KroneckerConv
 ==================  ==========================================  =========================
 
 Matmuls compute y[..., out] = x[..., in] Wᵀ; convolutions x [n, c, h, w] -> [n, out, oh, ow].
+A weight in bfloat16 or float16 is widened to x's float32. With an int8 weight the op is called
+Quantized..., has one more weight input ``scale`` [out], and means what quantization.py says.
 Then the epilogue runs, an ordered tuple of steps: ``bias`` (+ bias [out]), ``residual``
 (+ a tensor of y's shape) and activations. The inputs of a node are x, the weight inputs, then
 one input for each ``bias`` and ``residual`` step in order.
@@ -35,6 +37,8 @@ from bscompile.dialect.ops import (
     dense_weight,
     form_of,
     is_dialect,
+    is_float_layer,
+    is_quantized,
     make_node,
     node_form,
     read_node,
@@ -59,6 +63,8 @@ __all__ = [
     "form_of",
     "im2col",
     "is_dialect",
+    "is_float_layer",
+    "is_quantized",
     "make_node",
     "node_form",
     "read_node",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from bscompile.dialect.ops import (
@@ -9,13 +10,17 @@ from bscompile.dialect.ops import (
     DOMAIN,
     TENSOR_STEPS,
     VERSION,
-    WEIGHT_INPUTS,
     is_dialect,
+    is_quantized,
     node_form,
     weight_inputs,
+    weight_keys,
 )
+from bscompile.dialect.quantization import quantization_from
+from bscompile.dialect.quantized_bodies import quantize_lines, requantize_lines
 
 LOWEST_OPSET = 20  # the first with Gelu
+_ONE = np.ones(1, np.float32)  # for scales where they do not matter
 
 
 def attach_functions(model: ir.Model) -> int:
@@ -54,6 +59,8 @@ def _overload(node: ir.Node) -> str:
     parts.append(node.attributes["epilogue"].as_string().replace(",", "-"))
     if node.op_type.endswith("Conv"):
         parts += ["x".join(map(str, node.attributes[key].as_ints())) for key in CONV_KEYS]
+    if is_quantized(node):
+        parts += [str(value) for value in quantization_from(node.attributes, _ONE).ends]
     return "_".join(part for part in parts if part)
 
 
@@ -67,10 +74,20 @@ def _function(node: ir.Node, opset: int) -> ir.Function:
     steps = [s for s in node.attributes["epilogue"].as_string().split(",") if s]
     form = node_form(node)
     tensors = [f"t{i}" for i in range(sum(s in TENSOR_STEPS for s in steps))]
-    inputs = ["x", *WEIGHT_INPUTS[form], *tensors]
+    keys = weight_keys(node.op_type)
+    inputs = ["x", *keys, *tensors]
     first = weight_inputs(node)[0]
     assert first is not None
-    body = _weight_body(form, _static_shape(first), (out, inner))
+    body, x = [], "x"
+    if first.dtype != ir.DataType.FLOAT:
+        narrow = [key for key in keys if key in ("weight", "values", "a", "b")]
+        inputs = [f"{name}_narrow" if name in narrow else name for name in inputs]
+        body += [f"{key} = Cast<to: int = 1>({key}_narrow)" for key in narrow]
+    body += _weight_body(form, _static_shape(first), (out, inner))
+    quantization = quantization_from(node.attributes, _ONE) if is_quantized(node) else None
+    if quantization is not None:
+        lines, x = quantize_lines(quantization)
+        body += lines
     if node.op_type.endswith("Conv"):
         kernel, strides, pads, dilations = (list(node.attributes[k].as_ints()) for k in CONV_KEYS)
         channels = inner // (kernel[0] * kernel[1])
@@ -84,9 +101,11 @@ def _function(node: ir.Node, opset: int) -> ir.Function:
         ]
         bias_shape = "[-1, 1, 1]"
     else:
-        body += ["wt = Transpose<perm: ints = [1, 0]>(w)", "y0 = MatMul(x, wt)"]
+        body += ["wt = Transpose<perm: ints = [1, 0]>(w)", f"y0 = MatMul({x}, wt)"]
         bias_shape = "[-1]"
-    current, rest = "y0", list(tensors)
+    if quantization is not None:
+        body += ["scaled = Mul(y0, scale)"]
+    current, rest = "y0" if quantization is None else "scaled", list(tensors)
     for i, step in enumerate(steps):
         result = f"y{i + 1}"
         if step == "bias":
@@ -107,6 +126,9 @@ def _function(node: ir.Node, opset: int) -> ir.Function:
             }[step]
             body.append(f"{result} = {call}")
         current = result
+    if quantization is not None:
+        lines, current = requantize_lines(quantization, current)
+        body += lines
     text = (
         f'<domain: "{DOMAIN}", overload: "{node.overload}", opset_import: ["": {opset}]>\n'
         f"{node.op_type} ({', '.join(inputs)}) => ({current})\n{{\n" + "\n".join(body) + "\n}"

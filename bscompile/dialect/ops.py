@@ -9,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bscompile.dialect.quantization import Quantization
+from bscompile.dialect.quantization import (
+    Quantization,
+    quantization_attributes,
+    quantization_from,
+)
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 
 Array = npt.NDArray[Any]
@@ -27,6 +31,7 @@ CHOICE_KEY = "bscompile.choice"  # metadata: JSON, the form chosen and why
 CONV_KEYS = ("kernel_shape", "strides", "pads", "dilations")
 
 _FORMS = {"dense": "Dense", "block_sparse": "BlockSparse", "kronecker": "Kronecker"}
+_QUANTIZED = "Quantized"  # prefix of the op types whose weight is int8
 WEIGHT_INPUTS = {
     "dense": ("weight",),
     "block_sparse": ("values", "indices", "indptr"),
@@ -96,7 +101,8 @@ class LinearOp:
     @property
     def op_type(self) -> str:
         """The ONNX op type, such as ``BlockSparseMatMul``."""
-        return _FORMS[self.form] + ("Conv" if self.conv else "MatMul")
+        prefix = _QUANTIZED if self.quantization else ""
+        return prefix + _FORMS[self.form] + ("Conv" if self.conv else "MatMul")
 
     def with_weight(self, weight: Weight) -> LinearOp:
         """The same layer with its weight in another form."""
@@ -118,6 +124,19 @@ def dense_weight(weight: Weight) -> Array:
 def is_dialect(node: ir.Node) -> bool:
     """Whether a node is one of ours."""
     return node.domain == DOMAIN
+
+
+def is_quantized(node: ir.Node) -> bool:
+    """Whether a node is one of ours with an int8 weight."""
+    return is_dialect(node) and node.op_type.startswith(_QUANTIZED)
+
+
+def is_float_layer(node: ir.Node) -> bool:
+    """Whether a node is one of ours whose features passes may drop, merge and reorder.
+
+    Not so the quantised ones: their scales and zero points belong to the weight as it is.
+    """
+    return is_dialect(node) and not is_quantized(node)
 
 
 def make_node(
@@ -143,7 +162,7 @@ def make_node(
     if len(tensors) != wanted:
         raise ValueError(f"{op.name}: epilogue {op.epilogue} takes {wanted} tensors")
     weight_values = []
-    for key, array in zip(WEIGHT_INPUTS[op.form], _weight_arrays(op.weight), strict=True):
+    for key, array in zip(weight_keys(op.op_type), _weight_arrays(op), strict=True):
         name = _fresh_name(graph, f"{op.name}.{key}")
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         value.shape = ir.Shape(array.shape)
@@ -161,6 +180,8 @@ def make_node(
             ir.AttrInt64s("pads", op.conv.pads),
             ir.AttrInt64s("dilations", op.conv.dilations),
         ]
+    if op.quantization:
+        attributes += quantization_attributes(op.quantization)
     node = ir.Node(
         DOMAIN,
         op.op_type,
@@ -184,7 +205,7 @@ def read_node(node: ir.Node) -> LinearOp:
     """
     form = node_form(node)
     arrays = []
-    for key, value in zip(WEIGHT_INPUTS[form], weight_inputs(node), strict=True):
+    for key, value in zip(weight_keys(node.op_type), weight_inputs(node), strict=True):
         if value is None or value.const_value is None:
             raise ValueError(f"{node.name}: input {key} of {node.op_type} is not constant")
         arrays.append(value.const_value.numpy())
@@ -207,7 +228,10 @@ def read_node(node: ir.Node) -> LinearOp:
         )
     epilogue = tuple(s for s in node.attributes["epilogue"].as_string().split(",") if s)
     name = node.metadata_props.get(LAYER_KEY) or node.name or node.op_type
-    return LinearOp(name, weight, epilogue, conv)
+    quantization = None
+    if is_quantized(node):
+        quantization = quantization_from(node.attributes, arrays[-1])
+    return LinearOp(name, weight, epilogue, conv, quantization)
 
 
 def node_form(node: ir.Node) -> str:
@@ -218,14 +242,26 @@ def node_form(node: ir.Node) -> str:
     """
     if is_dialect(node):
         for form, prefix in _FORMS.items():
-            if node.op_type.startswith(prefix):
+            if node.op_type.removeprefix(_QUANTIZED).startswith(prefix):
                 return form
     raise ValueError(f"{node.domain}::{node.op_type} is not an operator of {DOMAIN}")
 
 
+def weight_keys(op_type: str) -> tuple[str, ...]:
+    """The names of an operator's weight inputs."""
+    plain = op_type.removeprefix(_QUANTIZED)
+    form = next(form for form, prefix in _FORMS.items() if plain.startswith(prefix))
+    return WEIGHT_INPUTS[form] + (("scale",) if plain != op_type else ())
+
+
 def weight_inputs(node: ir.Node) -> tuple[ir.Value | None, ...]:
-    """The node's weight inputs, without x and the epilogue's tensors."""
-    return tuple(node.inputs[1 : 1 + len(WEIGHT_INPUTS[node_form(node)])])
+    """The node's weight inputs, without x and the epilogue's tensors.
+
+    Raises:
+        ValueError: not a dialect node.
+    """
+    node_form(node)
+    return tuple(node.inputs[1 : 1 + len(weight_keys(node.op_type))])
 
 
 def tensor_inputs(node: ir.Node) -> tuple[ir.Value, ...]:
@@ -234,7 +270,12 @@ def tensor_inputs(node: ir.Node) -> tuple[ir.Value, ...]:
     return tuple(value for value in tail if value is not None)
 
 
-def _weight_arrays(weight: Weight) -> tuple[Array, ...]:
+def _weight_arrays(op: LinearOp) -> tuple[Array, ...]:
+    scale = () if op.quantization is None else (op.quantization.scale,)
+    return _number_arrays(op.weight) + scale
+
+
+def _number_arrays(weight: Weight) -> tuple[Array, ...]:
     if isinstance(weight, BlockSparseMatrix):
         return weight.values, weight.indices, weight.indptr
     if isinstance(weight, KroneckerSum):

@@ -16,9 +16,10 @@ import numpy as np
 
 from bscompile.dialect.ops import LinearOp, Weight
 from bscompile.dialect.quantization import Quantization, quantize_rows
+from bscompile.errors import UsageError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 
-PRECISIONS = {
+PRECISIONS: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
@@ -45,6 +46,19 @@ class QuantizedMatrix(BlockSparseMatrix):
         return cls(weight.values, weight.indices, weight.indptr, weight.shape, quantization)
 
 
+def precision_named(text: str) -> str:
+    """The precision that a user means by a name such as ``bf16``.
+
+    Raises:
+        UsageError: no precision has that name.
+    """
+    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    precision = short.get(text, text)
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown dtype {text!r}", "use float32, bf16, fp16 or int8")
+    return precision
+
+
 def itemsize(precision: str) -> int:
     """Bytes of one weight."""
     return (
@@ -67,6 +81,13 @@ def precision_of(weight: Weight) -> np.dtype[Any]:
     if isinstance(weight, KroneckerSum):
         return weight.a.dtype
     return weight.values.dtype if isinstance(weight, BlockSparseMatrix) else weight.dtype
+
+
+def kernel_weight(op: LinearOp) -> Weight:
+    """The weight as kernel templates are given it: int8 numbers with what they stand for."""
+    if op.quantization is None:
+        return op.weight
+    return QuantizedMatrix.of(op.weight, op.quantization)
 
 
 def in_precision(op: LinearOp, dtype: np.dtype[Any]) -> LinearOp:

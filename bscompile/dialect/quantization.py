@@ -15,16 +15,21 @@ Where s and z come from is the activation mode:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 
 ACTIVATION_MODES = ("row", "tensor", "static")
-_LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
+_WORDS = ("activation", "x_dtype", "q_dtype", "y_dtype")
+_FLOATS = ("x_scale", "y_scale")
+_INTS = ("x_zero", "y_zero")
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,11 @@ class Quantization:
         ):
             raise ValueError("x comes quantised only in static mode")
 
+    @property
+    def ends(self) -> tuple[str | float, ...]:
+        """Everything but the scales."""
+        return tuple(getattr(self, key) for key in (*_WORDS, *_FLOATS, *_INTS))
+
     def quantize(self, x: Array) -> tuple[Array, Array, Array]:
         """Quantise the rows of x [..., in].
 
@@ -103,9 +113,24 @@ class Quantization:
         return quantize_linear(y, self.y_scale, self.y_zero, self.y_dtype).astype(self.y_dtype)
 
 
+def quantization_attributes(quantization: Quantization) -> list[ir.Attr]:
+    """A node's attributes: everything but the scales, which are an input."""
+    words = [ir.AttrString(key, getattr(quantization, key)) for key in _WORDS]
+    floats = [ir.AttrFloat32(key, getattr(quantization, key)) for key in _FLOATS]
+    return [*words, *floats, *(ir.AttrInt64(key, getattr(quantization, key)) for key in _INTS)]
+
+
+def quantization_from(attributes: Mapping[str, ir.Attr], scale: Array) -> Quantization:
+    """What ``quantization_attributes`` wrote, with the scales."""
+    values: dict[str, Any] = {key: attributes[key].as_string() for key in _WORDS}
+    values |= {key: attributes[key].as_float() for key in _FLOATS}
+    values |= {key: attributes[key].as_int() for key in _INTS}
+    return Quantization(scale, **values)
+
+
 def quantize_linear(x: Array, scale: float, zero: int, dtype: str) -> Array:
     """QuantizeLinear in float32; int32 numbers within the limits of ``dtype``."""
-    low, high = _LIMITS[dtype]
+    low, high = LIMITS[dtype]
     divided = x.astype(np.float32) / np.float32(scale)
     limited: Array = np.clip(np.rint(divided) + zero, low, high)
     return limited.astype(np.int32)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bscompile.dialect import FOUND_KEY, Weight, dense_weight, is_dialect
+from bscompile.dialect import FOUND_KEY, Weight, dense_weight, is_float_layer
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.formats.detect import BlockPattern, detect_blocks
 from bscompile.passes.base import GraphPass
@@ -117,7 +117,7 @@ class AbsorbPermutation(GraphPass):
         graph.remove(reversed(shuffle.nodes), safe=True)
         for node in graph:
             for layer, (_, pattern) in zip(best.layers, best.forms, strict=True):
-                if is_dialect(node) and node.name == layer.op.name:
+                if is_float_layer(node) and node.name == layer.op.name:
                     node.metadata_props[FOUND_KEY] = pattern.to_json()
         names = ", ".join(layer.op.name for layer in best.layers)
         self.applied_to(name, f"the order of {size} channels went into {names}")

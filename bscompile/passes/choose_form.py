@@ -1,4 +1,4 @@
-"""Each dialect node gets the weight form that should run fastest on the target.
+"""Each dialect node gets the weight form that should run fastest on the target, and its precision.
 
 The planner is handed in, because passes know no target: it says for a layer, its rows and its
 dtype which form of W to run and what that costs. Equal problems are planned once.
@@ -25,6 +25,7 @@ from bscompile.dialect import (
     read_node,
     tensor_inputs,
 )
+from bscompile.dialect.precision import PRECISIONS, in_precision
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import GraphPass
 from bscompile.passes.graph import replace
@@ -66,16 +67,16 @@ class Choice(Protocol):
         """Whether the times were measured, not expected."""
 
 
-#: (layer, rows of x or None when symbolic, dtype of x) -> what to run.
+#: (layer, rows of x or None when symbolic, what to multiply in) -> what to run.
 Planner = Callable[[LinearOp, int | None, "np.dtype[Any]"], Choice]
 
 
 class ChooseForm(GraphPass):
     """Dialect node -> the same layer in the form that the planner chose."""
 
-    def __init__(self, plan: Planner) -> None:
+    def __init__(self, plan: Planner, precision: str = "float32") -> None:
         super().__init__()
-        self._plan = plan
+        self._plan, self._precision = plan, PRECISIONS[precision]
 
     def rewrite(self, model: ir.Model) -> bool:
         """Plan each distinct problem once and rewrite its nodes."""
@@ -86,20 +87,31 @@ class ChooseForm(GraphPass):
             op, rows = read_node(node), _rows(node)
             key = (_digest(op.weight), rows, op.epilogue, op.conv)
             if key not in plans:
-                plans[key] = self._plan(op, rows, _dtype(op.weight))
+                plans[key] = self._plan(op, rows, self._precision_for(op))
             choice = plans[key]
             self._apply(model.graph, node, op, choice)
             self.applied_to(op.name, choice.reason)
         return bool(self.applied)
 
+    def _precision_for(self, op: LinearOp) -> np.dtype[Any]:
+        """What the layer is to be multiplied in.
+
+        A layer that comes quantised stays so. A convolution's windows share their pixels, so
+        that quantising them row by row would cost more than it gains: float32 instead.
+        """
+        if op.quantization is not None:
+            return PRECISIONS["int8"]
+        if self._precision == np.int8 and op.conv is not None:
+            return PRECISIONS["float32"]
+        return self._precision
+
     def _apply(self, graph: ir.Graph, node: ir.Node, op: LinearOp, choice: Choice) -> None:
-        if choice.weight is not op.weight:
+        chosen = in_precision(op.with_weight(choice.weight), self._precision_for(op))
+        if chosen.weight is not op.weight:
             found = node.metadata_props.get(FOUND_KEY)
             x = node.inputs[0]
             assert x is not None
-            new = make_node(
-                op.with_weight(choice.weight), graph, x, tensor_inputs(node), node.outputs[0]
-            )
+            new = make_node(chosen, graph, x, tensor_inputs(node), node.outputs[0])
             if found is not None:
                 new.metadata_props[FOUND_KEY] = found
             replace(graph, [node], [new])
@@ -132,11 +144,6 @@ def _arrays(weight: Weight) -> tuple[np.ndarray[Any, Any], ...]:
     if isinstance(weight, BlockSparseMatrix):
         return weight.values, weight.indices, weight.indptr
     return (weight.a, weight.b) if isinstance(weight, KroneckerSum) else (weight,)
-
-
-def _dtype(weight: Weight) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = _arrays(weight)[0].dtype
-    return dtype
 
 
 def _digest(weight: Weight) -> str:

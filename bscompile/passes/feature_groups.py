@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bscompile.dialect import TENSOR_STEPS, is_dialect, tensor_inputs
+from bscompile.dialect import TENSOR_STEPS, is_float_layer, tensor_inputs
 from bscompile.passes.graph import constant, is_op
 
 Array = npt.NDArray[Any]
@@ -91,7 +91,7 @@ def group_of(
         else:
             touching.add(producer)
         for node in touching:
-            if node is ignoring or (node in nodes and not is_dialect(node)):
+            if node is ignoring or (node in nodes and not is_float_layer(node)):
                 continue  # a layer may be met again, it has two sides
             reached = _tied_by(graph, node, value, axis, size)
             if isinstance(reached, str):
@@ -107,7 +107,7 @@ def group_of(
     for node in graph:
         if node not in nodes:
             continue
-        if not is_dialect(node):
+        if not is_float_layer(node):
             group.between.append(node)
             continue
         if node.outputs[0] in values:
@@ -125,7 +125,7 @@ def _tied_by(
     """The values that a node ties to one of its own, or why it blocks the group."""
     if node.graph is not graph:
         return "the body of If or Loop reads it"
-    if is_dialect(node):
+    if is_float_layer(node):
         return _tied_by_layer(node, value, axis)
     y = node.outputs[0]
     if is_op(node, *POOLING) and axis == -3 and len(node.outputs) == 1:

@@ -14,7 +14,9 @@ from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
 from bscompile.passes.recognise_factorized import RecogniseFactorized
 from bscompile.passes.recognise_linear import RecogniseLinear
+from bscompile.passes.recognise_quantized import RecogniseQuantized
 from bscompile.passes.recover_factors import RecoverFactors
+from bscompile.passes.requantize import Requantize
 from bscompile.passes.shrink import Shrink
 from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
@@ -22,15 +24,18 @@ from bscompile.passes.write_dialect import WriteDialect
 Dump = Callable[[int, str, ir.Model], None]
 
 
-def pipeline(plan: Planner) -> list[GraphPass]:
+def pipeline(plan: Planner, precision: str = "float32") -> list[GraphPass]:
     """The passes in their order.
 
     Args:
         plan: (layer, rows or None, dtype) -> the form to run it in; see choose_form.py.
+        precision: What layers are stored and multiplied in, see dialect/precision.py.
     """
     return [
         # First, so that everything after it sees float32 only.
         WidenFloat16(),
+        # Before folding, which would widen int8 weights for good.
+        RecogniseQuantized(),
         # Recognition reads constants: weights that the graph computes must be one by then.
         FoldConstants(),
         # Before the next, which would take each MatMul of a factorized layer for a layer.
@@ -42,9 +47,11 @@ def pipeline(plan: Planner) -> list[GraphPass]:
         RecoverFactors(),
         # Before the choice: the epilogue is part of the problem that a kernel is chosen for.
         FuseEpilogues(),
+        # After fusing: what quantises a layer's result comes after all else.
+        Requantize(),
         # After fusing: a constant is easiest followed through steps of an op.
         Shrink(),
-        ChooseForm(plan),
+        ChooseForm(plan, precision),
         # Last: it shares equal weights again and writes the functions of what is left.
         WriteDialect(),
     ]

@@ -18,7 +18,7 @@ import json
 
 import onnx_ir as ir
 
-from bscompile.dialect import FOUND_KEY, is_dialect, make_node, read_node, tensor_inputs
+from bscompile.dialect import FOUND_KEY, is_float_layer, make_node, read_node, tensor_inputs
 from bscompile.formats import KroneckerSum
 from bscompile.formats.recover import recover_kronecker
 from bscompile.passes.base import GraphPass
@@ -34,7 +34,7 @@ class RecoverFactors(GraphPass):
         """Try every layer that is not factorized yet."""
         half = WAS_FLOAT16_KEY in model.metadata_props
         for node in list(model.graph):
-            if not is_dialect(node):
+            if not is_float_layer(node):
                 continue
             op = read_node(node)
             if isinstance(op.weight, KroneckerSum):

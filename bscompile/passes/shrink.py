@@ -30,7 +30,7 @@ import onnx_ir as ir
 
 from bscompile.dialect import (
     dense_weight,
-    is_dialect,
+    is_float_layer,
 )
 from bscompile.passes.base import GraphPass
 from bscompile.passes.feature_constants import Known, known_features
@@ -72,7 +72,7 @@ class Shrink(GraphPass):
         changed = False
         seen: set[ir.Value] = set()
         for node in list(graph):
-            if not is_dialect(node) or node.graph is not graph:
+            if not is_float_layer(node) or node.graph is not graph:
                 continue
             for value, size in _ends(node):
                 if value in seen:

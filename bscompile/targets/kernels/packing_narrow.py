@@ -9,12 +9,10 @@ import numpy as np
 
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import QuantizedMatrix, cast_weight, quantize_weight
-from bscompile.dialect.quantization import Quantization
+from bscompile.dialect.quantization import LIMITS, Quantization
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Array
 from bscompile.targets.kernels.packing import Operands, balance
-
-_LIMITS = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
 
 
 def pack_dots(
@@ -121,7 +119,7 @@ def pack_int8(
     flat: Array = (
         values.view(np.int32)[..., 0] if in_words else values.reshape(*values.shape[:2], -1)
     )
-    low, high = _LIMITS[quantization.q_dtype]
+    low, high = LIMITS[quantization.q_dtype]
     ends = (quantization.x_scale, quantization.x_zero, low, high)
     constants = np.array([*ends, quantization.y_scale, quantization.y_zero], np.float32)
     return (

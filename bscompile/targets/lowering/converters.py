@@ -64,6 +64,8 @@ OWN: dict[tuple[str, str], Converter] = {
     (DOMAIN, "DenseMatMul"): linear.convert_matmul,
     (DOMAIN, "BlockSparseMatMul"): linear.convert_matmul,
     (DOMAIN, "KroneckerMatMul"): linear.convert_matmul,
+    (DOMAIN, "QuantizedDenseMatMul"): linear.convert_matmul,
+    (DOMAIN, "QuantizedBlockSparseMatMul"): linear.convert_matmul,
     (DOMAIN, "DenseConv"): linear.convert_conv,
     (DOMAIN, "BlockSparseConv"): linear.convert_conv,
     (DOMAIN, "KroneckerConv"): linear.convert_conv,

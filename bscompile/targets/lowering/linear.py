@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from bscompile.dialect import CHOICE_KEY, ConvGeometry, LinearOp, read_node, weight_inputs
+from bscompile.dialect.precision import kernel_weight, precision_of
 from bscompile.errors import TargetError
 from bscompile.targets.base import Config, Kernel, KernelTemplate, Problem, problem_of
 from bscompile.targets.lowering.shape_converters import product, reshaped, shape_of
@@ -99,9 +99,9 @@ def _epilogue_tensors(view: NodeView, op: LinearOp) -> list[tuple[str, Any]]:
 def _call(view: NodeView, op: LinearOp, rows: Any, m: Any, tensors: list[Any]) -> Any:
     """Emit the kernel's call; layers with the same weight and choice share its parameters."""
     importer = view.importer
-    dtype = np.dtype(str(rows.ty.dtype))
     static_m = int(m.value) if isinstance(m, tirx.IntImm) else None
-    problem = problem_of(op, static_m, dtype, importer.context.typical_rows)
+    precision = precision_of(op.weight)
+    problem = problem_of(op, static_m, precision, importer.context.typical_rows)
     template, config = _choice(view.node, problem, importer)
     key = (
         tuple(weight_inputs(view.node)),
@@ -110,10 +110,10 @@ def _call(view: NodeView, op: LinearOp, rows: Any, m: Any, tensors: list[Any]) -
         problem,
     )
     if key not in importer.shared:
-        kernel = template.build(problem, op.weight, config, importer.context.hardware)
+        kernel = template.build(problem, kernel_weight(op), config, importer.context.hardware)
         importer.shared[key] = _register(importer, op, kernel)
     function, operands = importer.shared[key]
-    result = relax.TensorType([m, tirx.const(problem.n, "int64")], problem.dtype)
+    result = relax.TensorType([m, tirx.const(problem.n, "int64")], problem.y_dtype)
     return view.bb.emit(relax.call_tir(function, [rows, *operands, *tensors], result))
 
 

@@ -38,6 +38,7 @@ class Arguments:
         y: [m, n], likewise.
         operands: The packed weight's buffers.
         steps: Epilogue steps with their tensor, None for activations.
+        leave: (value, lanes) -> the same as y holds it.
     """
 
     m: Expr
@@ -45,6 +46,7 @@ class Arguments:
     y: Buffer
     operands: tuple[Buffer, ...]
     steps: tuple[tuple[str, Buffer | None], ...]
+    leave: Callable[[Expr, int], Expr] = lambda value, lanes: value
 
 
 def generate(

@@ -21,7 +21,7 @@ def finish(args: Arguments, value: Expr, row: Expr, column: Expr, lanes: int) ->
             value = T.bind(value + load(tensor, row, column, lanes=lanes))
         else:
             value = T.bind(ACTIVATIONS[step](value, lanes))
-    store(args.y, value, row, column, lanes=lanes)
+    store(args.y, args.leave(value, lanes), row, column, lanes=lanes)
 
 
 def finish_tile(

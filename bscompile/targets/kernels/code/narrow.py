@@ -12,6 +12,7 @@ epilogue, and where y leaves in 8 bits its quantisation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -21,7 +22,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
 from bscompile.targets.kernels.vectors import pieces
 
 _UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
@@ -45,8 +46,7 @@ def generate(
         problem: The layer.
         operands: As packed by ``packing_narrow``: values [nnzb, steps, height] (times group
             where the product stores int8), starts int32 [nnzb], indptr, bounds; for int8 also
-            scale float32 [n], sums int32 [n] and constants float32 [s, z, low, high of q,
-            1 / unused].
+            scale float32 [n], sums int32 [n] and constants float32 [6], see ``pack_int8``.
         product: The instruction.
         rows: Rows of x per tile.
         lanes: 32-bit elements of one vector.
@@ -62,6 +62,8 @@ def generate(
             if product.llvm:
                 T.sblock_attr({"pragma_import_llvm": product.llvm})
             inputs = prepare(args, product, mode, tasks)
+            if problem.y_dtype != "float32":
+                args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
             emit.for_row_tiles(args.m, (rows, 4), lambda r: nest.emit(args, inputs, r))
 
     return emit.generate(f"narrow_{problem.dtype}", problem, operands, body)

@@ -7,10 +7,12 @@ any of them multiplies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
+from bscompile.dialect.quantization import LIMITS
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import Product, to_bfloat16
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
@@ -149,6 +151,21 @@ def _quantize_row(
     _each(k, quantize)
     T.buffer_store(inputs.scale, scale, [row])
     T.buffer_store(inputs.zero, T.cast(zero + shift, "int32"), [row])
+
+
+def quantizer(constants: Buffer, dtype: str) -> Callable[[Expr, int], Expr]:
+    """(value, lanes) -> clip(rint(value / s') + z') of ``dtype``, with s' and z' in constants."""
+    low, high = LIMITS[dtype]
+
+    def quantize(value: Expr, lanes: int) -> Expr:
+        scale, zero = (emit.splat(constants[i], lanes) for i in (4, 5))
+        # Limits first: rounding keeps whole limits.
+        ratio = T.min(value / scale, emit.constant(high, lanes) - zero)
+        ratio = T.max(ratio, emit.constant(low, lanes) - zero)
+        whole = T.cast(_nearest(ratio) + zero, _vector("int32", lanes))
+        return T.cast(whole, _vector(dtype, lanes))
+
+    return quantize
 
 
 def _nearest(value: Expr) -> Expr:
