@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bscompile.errors import UsageError
 from bscompile.models.blocks import Block
 from bscompile.models.penalty import (
     StrengthControl,
@@ -48,9 +49,19 @@ class SparsityMethod:
         self.finished = False
 
     def attach(self, model: nn.Module) -> None:
-        """Find the layers of a model; zeros already there become part of the mask."""
+        """Find the layers of a model; zeros already there become part of the mask.
+
+        Raises:
+            UsageError: Zeros are wanted, and there is no layer to make them in.
+        """
         self.model = model
         self.layers = prunable(model, self.block, self.exclude)
+        if self.schedule.target and not self.layers:
+            kind = "factorized layer" if self.block is None else f"layer in {self.block} blocks"
+            raise UsageError(
+                f"sparsity {self.schedule.target:g} is wanted, but the model has no {kind}",
+                hint="plan() says why each layer stays dense; try a smaller block",
+            )
 
     def penalty(self) -> Tensor | None:
         """A differentiable term to add to the loss, if the method has one."""

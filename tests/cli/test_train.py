@@ -94,6 +94,7 @@ def test_layers_with_another_block_are_named(folder, capsys):
         (["--model", "mpl"], "unknown model 'mpl'"),
         (["--data", "mnist"], "unknown data set 'mnist'"),
         (["--block", "8by8"], "block: wanted OUTxIN such as 8x8, got '8by8'"),
+        (["--block", "256x256"], "sparsity 0.75 is wanted, but the model has no factorized layer"),
         (["--sparsity", "1"], "1.0 is not in the range 0<=x<1"),
         (["--select", "8"], "selection needs two different blocks or more"),
         (["--method", "rigl", "--select", "4,8"], "--select needs a factorized method"),

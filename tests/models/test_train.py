@@ -139,6 +139,14 @@ def test_sparsity_out_of_range(sparsity):
         GradualPruning(sparsity)
 
 
+@pytest.mark.parametrize("method", [GradualPruning(0.5), ProximalL1(0.5)])
+def test_zeros_without_a_layer_to_make_them_in(method):
+    with pytest.raises(UsageError, match=r"sparsity 0\.5 is wanted, .* no factorized layer"):
+        method.attach(mlp())
+    with pytest.raises(UsageError, match=r"no layer in 256 blocks"):
+        GradualPruning(0.5, block=256).attach(mlp())
+
+
 def test_unknown_data_set():
     with pytest.raises(UsageError, match="Did you mean 'digits'"):
         load("digit")
