@@ -53,3 +53,54 @@ def sparse_mlp(rows=3, width=96):
         numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()
     )
     return proto
+
+
+def run_kernels(variant, calls):
+    """Many kernels as one static executable, so that a whole suite is linked and started once.
+
+    Args:
+        variant: Of the cpu target.
+        calls: (PrimFunc, arrays in argument order, shape of y) of each.
+
+    Returns:
+        A function (arrays of every call) -> y of every call. What a kernel leaves unwritten is
+        NaN.
+    """
+    from bscompile import targets
+    from bscompile.artifact import Artifact
+    from bscompile.manifest import Manifest, TensorSpec
+    from bscompile.program import Buffer, Program, Step, Storage
+    from bscompile.runtime.native import StaticExecutable
+    from bscompile.targets.native.build import build_static
+
+    context = targets.resolve(f"cpu:{variant}", 2)
+    hardware = context.hardware
+    code = context.target.build.keywords["code"](hardware)
+    storages, buffers, steps, kernels, outputs = [], [], [], {}, []
+    for i, (func, arrays, shape) in enumerate(calls):
+        first = len(buffers)
+        for array in (*arrays, np.empty(shape, np.float32)):
+            buffers.append(Buffer(len(storages), 0, array.shape, array.dtype.name))
+            storages.append(Storage(array.nbytes, "input"))
+        steps.append(Step(f"k{i}", tuple(range(first, len(buffers)))))
+        kernels[f"k{i}"] = func.with_attr("global_symbol", f"k{i}")
+        outputs.append(len(buffers) - 1)
+    program = Program(tuple(storages), tuple(buffers), tuple(steps), tuple(outputs))
+    members = build_static(program, kernels, [], MACHINES[hardware.machine], code, 2)
+    specs = [TensorSpec(f"b{i}", b.shape, b.dtype) for i, b in enumerate(buffers)]
+    manifest = Manifest(
+        "cpu", hardware.isa, hardware.features, 2, tuple(specs),
+        tuple(specs[i] for i in outputs), (), loader="native", machine=hardware.machine,
+    )  # fmt: skip
+
+    def run(arrays):
+        feeds = []
+        for own, (_, _, shape) in zip(arrays, calls, strict=True):
+            feeds += [*own, np.full(shape, np.nan, np.float32)]
+        executor = StaticExecutable(Artifact(manifest, members, {}), 2)
+        try:
+            return executor.run(feeds)
+        finally:
+            executor.close()
+
+    return run

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bscompile.errors import TargetError
-from bscompile.targets.base import Availability, HardwareSpec, Target
+from bscompile.targets.base import Availability, HardwareSpec, KernelTemplate, Target
 from bscompile.targets.cpu.hardware import hardware as host_hardware
 from bscompile.targets.cpu.hardware import llvm_target as host_code
 from bscompile.targets.cpu.static.build import build, prepare
@@ -32,6 +32,7 @@ def _target(
     machine: str,
     hardware: Callable[[str, int | None], HardwareSpec],
     code: Callable[[HardwareSpec], Any],
+    templates: tuple[KernelTemplate, ...] = TEMPLATES,
 ) -> Target:
     return Target(
         name="cpu",
@@ -39,7 +40,7 @@ def _target(
         variants=(),
         detect=partial(_detect, machine),
         hardware=hardware,
-        templates=TEMPLATES,
+        templates=templates,
         prepare=prepare,
         build=partial(build, code=code),
         loader="native",
@@ -55,7 +56,8 @@ def _elsewhere(processor: Processor) -> Target:
 
         return tvm.target.Target(dict(processor.target))
 
-    return _target(processor.about, processor.spec.machine, hardware, code)
+    machine, templates = processor.spec.machine, processor.templates
+    return _target(processor.about, machine, hardware, code, templates)
 
 
 def _here() -> Target:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from bscompile.targets.base import HardwareSpec
+from bscompile.targets.base import HardwareSpec, KernelTemplate
+from bscompile.targets.cpu.templates import TEMPLATES
+from bscompile.targets.kernels.kronecker import KroneckerTemplate
+from bscompile.targets.kernels.scalable import ScalableTemplate
 
 
 @dataclass(frozen=True)
@@ -22,48 +25,56 @@ class Processor:
         spec: What the cost models see.
         target: TVM's target for its code.
         about: For people.
+        templates: Kernel templates in order of preference.
     """
 
     spec: HardwareSpec
     target: Mapping[str, Any]
     about: str
+    templates: tuple[KernelTemplate, ...] = TEMPLATES
 
 
 _AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 _RISCV64 = {"kind": "llvm", "mtriple": "riscv64-unknown-linux-gnu", "mabi": "lp64d"}
 _RV64GCV = ("+m", "+a", "+f", "+d", "+c", "+v")
+_SVE = (ScalableTemplate("dense", 4), ScalableTemplate("block_sparse", 4), KroneckerTemplate())
+_RVV = (
+    ScalableTemplate("dense", 2, (4, 2, 1)),
+    ScalableTemplate("block_sparse", 2, (4, 2, 1)),
+    KroneckerTemplate(),
+)
 
 
-def _neoverse(name: str, isa: str, features: tuple[str, ...], vector_bytes: int) -> HardwareSpec:
-    # Two vector multiply-adds per cycle at 2.6 GHz, as a Neoverse N1 (NEON) or V1 (SVE) has.
+def _aarch64(name: str, isa: str, features: tuple[str, ...], pipes: int) -> HardwareSpec:
+    # ``pipes`` vector multiply-adds of 128 bits per cycle at 2.6 GHz.
     return HardwareSpec(
         name=name,
         isa=isa,
         features=features,
         cores=4,
-        peak_gflops={"float32": vector_bytes / 4 * 2 * 2 * 2.6},
+        peak_gflops={"float32": 4 * 2 * pipes * 2.6},
         memory_gbps=40.0,
         cache_bytes=(64 << 10, 1 << 20, 32 << 20),
-        cache_gbps=(5.2 * vector_bytes, 40.0, 20.0),
-        vector_bytes=vector_bytes,
+        cache_gbps=(80.0, 40.0, 20.0),
+        vector_bytes=16,
         launch_seconds=5e-6,
         machine="aarch64",
         vector_registers=32,
     )
 
 
-def _riscv(name: str, isa: str, features: tuple[str, ...]) -> HardwareSpec:
-    # One vector multiply-add of 256 bits per cycle at 1.6 GHz, as a SpacemiT X60 has.
+def _riscv64(name: str, isa: str, features: tuple[str, ...], vector_bytes: int) -> HardwareSpec:
+    # One vector multiply-add per cycle at 1.6 GHz.
     return HardwareSpec(
         name=name,
         isa=isa,
         features=features,
         cores=4,
-        peak_gflops={"float32": 8 * 2 * 1.6},
+        peak_gflops={"float32": vector_bytes / 4 * 2 * 1.6},
         memory_gbps=8.0,
         cache_bytes=(32 << 10, 512 << 10),
         cache_gbps=(25.0, 12.0),
-        vector_bytes=32,
+        vector_bytes=vector_bytes,
         launch_seconds=1e-5,
         machine="riscv64",
         vector_registers=32,
@@ -73,14 +84,28 @@ def _riscv(name: str, isa: str, features: tuple[str, ...]) -> HardwareSpec:
 PROCESSORS: Mapping[str, Processor] = MappingProxyType(
     {
         "aarch64": Processor(
-            _neoverse("any AArch64 (Neoverse N1 estimate)", "neon", ("asimd",), 16),
+            _aarch64("any AArch64 (Neoverse N1 estimate)", "neon", ("asimd",), 2),
             {**_AARCH64, "mattr": ["+neon"]},
             "64-bit Arm with NEON",
         ),
+        "aarch64-sve": Processor(
+            _aarch64("any AArch64 with SVE (Neoverse V2 estimate)", "sve", ("asimd", "sve"), 4),
+            {**_AARCH64, "mattr": ["+neon", "+sve"]},
+            "64-bit Arm with SVE of any vector length",
+            _SVE,
+        ),
         "riscv64": Processor(
-            _riscv("any RV64GCV with VLEN 256 (SpacemiT X60 estimate)", "rvv256", ("v", "zvl256b")),
+            _riscv64(
+                "any RV64GCV with VLEN 256 (SpacemiT X60 estimate)", "rvv256", ("v", "zvl256b"), 32
+            ),
             {**_RISCV64, "mattr": [*_RV64GCV, "+zvl256b"]},
             "64-bit RISC-V with vectors of at least 256 bits",
+        ),
+        "riscv64-vla": Processor(
+            _riscv64("any RV64GCV (C920 estimate)", "rvv", ("v",), 16),
+            {**_RISCV64, "mattr": list(_RV64GCV)},
+            "64-bit RISC-V with vectors of any length",
+            _RVV,
         ),
     }
 )

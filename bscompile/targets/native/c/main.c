@@ -8,7 +8,7 @@
 #include "bscompile_model.h"
 #include "host.h"
 
-#define MOST 64 /* inputs or outputs */
+#define MOST 1024 /* inputs or outputs */
 
 /* Read exactly `bytes`; 1 where the file ends before the first, -1 where it ends later. */
 static int take(int file, char *to, size_t bytes) {
