@@ -5,10 +5,9 @@
     dynamic   q, s, z = DynamicQuantizeLinear(x);  MatMulInteger(q, W int8, z) -> Cast -> Mul by
               (s scale)  ->  QuantizedDense|BlockSparseMatMul(x, W, scale), activation ``tensor``
 
-W is symmetric (zero point 0), with one scale or one for each output. The QuantizeLinear before a
-static layer goes into it where nobody else reads q. Zero blocks are found in the int8 numbers.
-Bias and activations follow as epilogue, see fuse_epilogues.py; the QuantizeLinear after that is
-taken in by requantize.py.
+W is symmetric (zero point 0), with one scale or one for each output. Zero blocks are found in the
+int8 numbers. Bias and activations follow as epilogue, see fuse_epilogues.py; the QuantizeLinear
+before and after are taken in by requantize.py.
 
 Runs before constants are folded, which would widen the weights. Refuses: weights that are
 asymmetric, not int8 or quantised along the inputs; x quantised per channel.
@@ -80,8 +79,7 @@ class RecogniseQuantized(GraphPass):
             return "x is not quantised with one constant scale to 8 bits"
         numbers, scale = weight
         dtype = _INTEGERS[q.dtype]
-        source, x_dtype = _unquantized(q, s, z)
-        ends = Quantization(scale, "static", x_dtype, dtype, np.float32(s).item(), int(z))
+        ends = Quantization(scale, "static", dtype, dtype, np.float32(s).item(), int(z))
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         steps: tuple[str, ...] = ()
         tensors: tuple[ir.Value, ...] = ()
@@ -90,7 +88,7 @@ class RecogniseQuantized(GraphPass):
                 return "the addend of Gemm is no bias"
             steps, tensors = ("bias",), (bias,)
         name = layer_name(node, right.inputs[0])
-        self._replace(graph, [node], name, numbers, ends, source, steps, tensors)
+        self._replace(graph, [node], name, numbers, ends, q, steps, tensors)
         return None
 
     def _dynamic(self, graph: ir.Graph, node: ir.Node) -> str | None:
@@ -173,19 +171,6 @@ def _weight(node: ir.Node, turned: bool) -> tuple[Array, Array] | str:
         return "the weight's scales belong to its inputs"
     scales = np.broadcast_to(scale.reshape(-1), (len(numbers),)).astype(np.float32)
     return numbers, np.ascontiguousarray(scales)
-
-
-def _unquantized(q: ir.Value, s: float, z: float) -> tuple[ir.Value, str]:
-    """What q was quantised from with the same scale where only this layer reads q; else q."""
-    producer, dtype = q.producer(), q.dtype
-    assert dtype is not None
-    if producer is not None and is_op(producer, "QuantizeLinear") and len(list(q.uses())) == 1:
-        x = producer.inputs[0]
-        zero = _input(producer, 2)
-        same = scalar(producer.inputs[1]) == s and (scalar(zero) if zero is not None else 0.0) == z
-        if x is not None and x.dtype == ir.DataType.FLOAT and same and not q.is_graph_output():
-            return x, "float32"
-    return q, _INTEGERS[dtype]
 
 
 def _scale_times(value: ir.Value | None, scale: ir.Value) -> Array | None:
