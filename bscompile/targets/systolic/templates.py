@@ -72,20 +72,18 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
 
 
 def array_blocks(problem: Problem, size: int) -> int:
-    """Blocks of the array's size that a layer has, a row of zeros for each empty block row.
+    """Blocks of the array's size that a layer has.
 
-    Exact for dense layers; of others only the number of blocks is known. Their empty block rows
-    are as many as random blocks would leave. Blocks that are no multiples of the array count as
-    all the array's blocks that so many of them can touch.
+    Exact for dense layers and where no block row is empty, as after the pass Shrink; of each
+    block row at least one block counts, because an empty one costs its zeros. Blocks that are no
+    multiples of the array count as all the array's blocks that so many of them can touch.
     """
     rows, columns = (-(-length // size) for length in (problem.n, problem.k))
     if problem.form == "dense":
         return rows * columns
     # Blocks begin at multiples of their side: at worst gcd(side, size) short of an array's edge.
     touched = [-(-(size - gcd(side, size) + side) // size) for side in problem.block]
-    live = min(rows * columns, problem.nnzb * touched[0] * touched[1])
-    empty = rows * (1 - live / (rows * columns)) ** columns
-    return max(1, live + round(empty))
+    return max(rows, min(rows * columns, problem.nnzb * touched[0] * touched[1]))
 
 
 def pack(weight: Weight, size: int, *, dense: bool) -> tuple[tuple[str, Array], ...]:

@@ -1,0 +1,134 @@
+"""Whole models: int8 layers on the array, the rest on the host, from ONNX to the answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import bscompile
+from bscompile import simulator
+from bscompile.errors import ArtifactError
+from tests.targets.systolic.device import needs_simulator
+
+DIMENSIONS = (48, 96, 64, 10)
+
+
+def mlp(tmp_path, block=8, density=0.15):
+    """Three layers with Relu between and Softmax behind; the first two have zero blocks."""
+    rng = np.random.default_rng(0)
+    nodes, initializers, x = [], [], "x"
+    for i, (k, n) in enumerate(pairwise(DIMENSIONS)):
+        weight = rng.standard_normal((n, k)) / np.sqrt(k)
+        if i < 2:
+            live = rng.random((n // block, k // block)) < density
+            live[:, 0] |= ~live.any(axis=1)  # no dead outputs: the shapes stay
+            live[0] |= ~live.any(axis=0)
+            weight *= np.kron(live, np.ones((block, block)))
+        for name, array in (("w", weight), ("b", rng.standard_normal(n))):
+            initializers.append(numpy_helper.from_array(array.astype(np.float32), f"{name}{i}"))
+        nodes.append(helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], [f"y{i}"], f"fc{i}", transB=1))
+        x = f"r{i}"
+        nodes.append(helper.make_node("Relu" if i < 2 else "Softmax", [f"y{i}"], [x]))
+    ends = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])
+        for name, width in (("x", DIMENSIONS[0]), (x, DIMENSIONS[-1]))
+    )
+    first, last = ends
+    graph = helper.make_graph(nodes, "mlp", [first], [last], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = tmp_path / "mlp.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def samples(rows=20):
+    return np.random.default_rng(1).standard_normal((rows, DIMENSIONS[0])).astype(np.float32)
+
+
+def answer(path, x):
+    (y,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    return y
+
+
+def build(path, target="systolic:8", **options):
+    goal = path.with_suffix(".bsc")
+    return bscompile.build(path, target, dtype="int8", output=goal, **options), goal
+
+
+def test_inspect_shows_the_partition(tmp_path):
+    report = bscompile.inspect(mlp(tmp_path), target="systolic:16", dtype="int8")
+    assert report.partition == (("array", "fc0, fc1, fc2"), ("host", "1 Softmax"))
+    assert [layer.block for layer in report.layers[:2]] == [(16, 16), (16, 16)]
+    assert report.hardware.startswith("systolic 16x16")
+
+
+def test_float_models_run_on_the_host(tmp_path):
+    report = bscompile.inspect(mlp(tmp_path), target="systolic")
+    assert report.partition == (("host", "fc0, fc1, fc2, 1 Softmax"),)
+
+
+@needs_simulator
+def test_an_mlp_runs_whole(tmp_path):
+    """Built from ONNX, loaded, called with several batches; close to float32, and on the array."""
+    path = mlp(tmp_path)
+    _, artifact = build(path)
+    with bscompile.load(artifact) as model:
+        for rows in (1, 8, 300):
+            before = simulator.cycles(8)
+            got = model(samples(rows))
+            assert simulator.cycles(8) > before
+            assert np.abs(got - answer(path, samples(rows))).max() < 0.02
+            assert (got.argmax(1) == answer(path, samples(rows)).argmax(1)).mean() > 0.97
+
+
+@needs_simulator
+def test_the_array_computes_what_the_processor_computes(tmp_path):
+    """The same int8 model on target cpu: equal sums, so equal answers but for the last rounding."""
+    path = mlp(tmp_path)
+    _, artifact = build(path)
+    _, other = build(path, "cpu")
+    with bscompile.load(artifact) as here, bscompile.load(other) as there:
+        np.testing.assert_allclose(here(samples()), there(samples()), rtol=1e-5, atol=1e-6)
+
+
+@needs_simulator
+def test_profiles_count_the_arrays_cycles(tmp_path):
+    report = build(mlp(tmp_path), dimensions={"n": 16})[0].report
+    expected = [layer.expected_seconds for layer in report.layers]
+    with bscompile.load(tmp_path / "mlp.bsc") as model:
+        calls = [call for call in model.profile({"x": samples(16)}) if "matmul" in call[0]]
+    assert [seconds for _, seconds in calls] == pytest.approx(expected, rel=0.05)
+
+
+def test_an_artifact_for_an_unknown_array_is_refused(tmp_path, monkeypatch):
+    _, artifact = build(mlp(tmp_path))
+    monkeypatch.setattr(simulator, "SIZES", (16, 32))
+    with pytest.raises(ArtifactError, match="made for an array of 8, this runtime knows 16, 32"):
+        bscompile.load(artifact)
+
+
+def test_a_vendors_driver_takes_the_simulators_place(tmp_path):
+    """Four functions in a library of another device, named in the environment: no Verilator."""
+    path, driver, answers = mlp(tmp_path), tmp_path / "driver.so", tmp_path / "answers"
+    _, artifact = build(path)
+    source = Path(__file__).parent / "vendor_driver.cc"
+    flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-DSYSTOLIC_SIZE=8", "-DSYSTOLIC_DEPTH=256"]
+    include = f"-I{simulator.SOURCES / 'driver'}"
+    subprocess.run(["g++", *flags, include, source, "-o", driver], check=True)
+    np.save(tmp_path / "x.npy", samples())
+    command = [sys.executable, "-m", "bscompile", "run", str(artifact)]
+    arguments = ["--input", str(tmp_path / "x.npy"), "--output", str(answers)]
+    environment = {**os.environ, simulator.DRIVER_VARIABLE: str(driver)}
+    subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True)
+    np.testing.assert_allclose(
+        np.load(next(answers.glob("*.npy"))), answer(path, samples()), atol=0.02
+    )
