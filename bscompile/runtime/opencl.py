@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 KERNELS = "code/kernels.cl"
 
+_Call = tuple[str, Any, Sequence[int], Sequence[int]]
+
 
 class OpenCL(Executor):
     """A static program on an OpenCL device: memory, weights and kernels are made once."""
@@ -128,12 +130,10 @@ class OpenCL(Executor):
                 raise ArtifactError(f"weight {param.name!r} has another size than in the program")
             self._write(storage, array)
 
-    def _prepare(
-        self, source: str, launches: Launches
-    ) -> list[tuple[str, Any, Sequence[int], Sequence[int]]]:
+    def _prepare(self, source: str, launches: Launches) -> list[_Call]:
         """(name, kernel with its arguments, work-items, work-items of a group) of each launch."""
         library = self._cl.Program(self._context, source).build()
-        calls = []
+        calls: list[_Call] = []
         for step in self._program.steps:
             for launch in launches.kernels[step.kernel]:
                 try:
