@@ -14,7 +14,8 @@ ROOT = Path(bscompile.__file__).parent
 #: From the ground up; a module may import its own floor and those before it.
 FLOORS = [
     ("errors",),
-    ("files", "machine", "manifest", "program", "launches", "simulator", "opencl_device"),
+    ("files", "machine", "manifest", "program", "launches", "shaders", "simulator"),
+    ("opencl_device", "webgpu_device"),
     ("formats",),
     ("dialect",),
     ("passes", "importer"),
@@ -35,11 +36,14 @@ BESIDE = {
     "program": {"program", "manifest", "errors"},
     "launches": {"launches", "program", "errors"},
     "opencl_device": {"opencl_device", "errors"},
+    "webgpu_device": {"webgpu_device", "errors"},
+    "shaders": {"shaders", "errors"},
     "simulator": {"simulator", "errors"},
     "weights_file": {"weights_file", "errors"},
     "artifact": {"artifact", "manifest", "weights_file", "files", "errors"},
     "runtime": {
-        *("runtime", "program", "launches", "opencl_device", "machine"),
+        *("runtime", "program", "launches", "shaders", "machine", "simulator"),
+        *("opencl_device", "webgpu_device"),
         *("artifact", "manifest", "weights_file", "files", "errors"),
     },
 }

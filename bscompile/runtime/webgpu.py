@@ -17,24 +17,12 @@ from bscompile.program import MEMBER as PROGRAM
 from bscompile.program import Buffer, Program
 from bscompile.runtime.executor import Executor
 from bscompile.runtime.webgpu_device import Device, workgroups
+from bscompile.shaders import MEMBER as KERNELS
+from bscompile.shaders import split_shaders
 
 Array = npt.NDArray[Any]
 
-KERNELS = "code/kernels.wgsl"
-#: Begins each function in KERNELS; its name is the rest of the line.
-MARK = "// Function: "
 _ALIGNMENT = 8  # of each output in the readback
-#: What a device has that is asked for nothing; more is only given to who asks.
-_DEFAULT_LIMITS = {
-    "max-storage-buffer-binding-size": 128 << 20,
-    "max-buffer-size": 256 << 20,
-    "max-storage-buffers-per-shader-stage": 8,
-    "max-compute-workgroup-storage-size": 16384,
-    "max-compute-invocations-per-workgroup": 256,
-    "max-compute-workgroup-size-x": 256,
-    "max-compute-workgroup-size-y": 256,
-    "max-compute-workgroup-size-z": 64,
-}
 
 
 @dataclass(frozen=True)
@@ -63,8 +51,8 @@ class WebGPU(Executor):
         self._device = Device(
             artifact.manifest.features, needed_limits(self._program, self._launches)
         )
-        self._memory = [self._device.storage(s.bytes) for s in self._program.storages]
         with self._device.refusing("the program"):
+            self._memory = [self._device.storage(s.bytes) for s in self._program.storages]
             self._load_params(artifact.weights)
             self._dispatches = list(self._prepare(split_shaders(_member(artifact, KERNELS))))
             self._spans, size = _spans([self._program.buffers[i] for i in self._program.outputs])
@@ -95,7 +83,7 @@ class WebGPU(Executor):
 
     def profile(self, inputs: Sequence[Array], repeats: int) -> list[tuple[str, float]]:
         """Time every launch by the device's own clock, each in a pass of its own."""
-        if not self._device.times:
+        if not self._device.has_clock:
             raise UsageError(f"{self._device.name} has no clock for kernels (timestamp-query)")
         with self._device.refusing("the call"):
             self._write_inputs(inputs)
@@ -154,21 +142,12 @@ class WebGPU(Executor):
 EXECUTOR = WebGPU
 
 
-def split_shaders(text: bytes) -> dict[str, str]:
-    """WGSL by function: each is a module of its own, for their declarations share names."""
-    shaders: dict[str, str] = {}
-    for section in text.decode("utf-8", errors="replace").split(MARK)[1:]:
-        name, _, source = section.partition("\n")
-        shaders[name.strip()] = source
-    return shaders
-
-
 def needed_limits(program: Program, launches: Launches) -> dict[str, int]:
-    """The limits that a program needs beyond those that every WebGPU device has."""
+    """What a program needs of the limits that a device may have more or less of."""
     every = [launch for kernel in launches.kernels.values() for launch in kernel]
     largest = _most(-(-storage.bytes // 4) * 4 for storage in program.storages)
     blocks = [launch.block for launch in every]
-    wanted = {
+    return {
         "max-storage-buffer-binding-size": largest,
         "max-buffer-size": largest,
         "max-storage-buffers-per-shader-stage": _most(len(one.arguments) for one in every),
@@ -178,7 +157,6 @@ def needed_limits(program: Program, launches: Launches) -> dict[str, int]:
         "max-compute-workgroup-size-y": _most(y for _, y, _ in blocks),
         "max-compute-workgroup-size-z": _most(z for _, _, z in blocks),
     }
-    return {name: value for name, value in wanted.items() if value > _DEFAULT_LIMITS[name]}
 
 
 def _most(numbers: Iterable[int]) -> int:

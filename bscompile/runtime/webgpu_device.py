@@ -10,66 +10,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile.errors import ArtifactError, TargetError
+from bscompile import webgpu_device
+from bscompile.errors import ArtifactError
+from bscompile.webgpu_device import DEFAULT_LIMITS, FEATURES, MOST_WORKGROUPS
 
 Array = npt.NDArray[Any]
-
-
-def import_wgpu() -> Any:
-    """The package wgpu.
-
-    Raises:
-        TargetError: it is not installed, or its library cannot be loaded.
-    """
-    try:
-        import wgpu
-    except ImportError as error:
-        raise TargetError(
-            "running this artifact needs the package wgpu, which is not installed",
-            hint="pip install 'bscompile[webgpu]', or run it in a browser: bscompile export",
-        ) from error
-    return wgpu
 
 
 class Device:
     """A device, and the few things that a program does with it.
 
     Args:
-        features: WebGPU features that the code needs, such as ``shader-f16``.
-        limits: Limits beyond WebGPU's own defaults, as wgpu-py spells them.
+        features: What the code needs, as the manifest names it.
+        limits: What the code needs of them, as wgpu spells them.
 
     Raises:
-        TargetError: there is no adapter.
+        TargetError: wgpu is not installed, or there is no adapter.
         ArtifactError: it lacks a feature or a limit.
     """
 
     def __init__(self, features: Sequence[str], limits: Mapping[str, int]) -> None:
-        self._wgpu = import_wgpu()
-        self._adapter = self._request_adapter()
-        self.name = self._adapter.info["device"] or self._adapter.info["description"]
-        for feature in features:
+        self._wgpu, self._adapter = webgpu_device.load(), webgpu_device.find()
+        self.name = webgpu_device.name_of(self._adapter)
+        wanted = [FEATURES.get(feature, feature) for feature in features]
+        for feature in wanted:
             if feature not in self._adapter.features:
                 raise ArtifactError(f"needs the WebGPU feature {feature}, {self.name} lacks it")
-        for name, wanted in limits.items():
-            if self._adapter.limits[name] < wanted:
-                raise ArtifactError(
-                    f"needs {name} = {wanted}, {self.name} has {self._adapter.limits[name]}"
-                )
-        self.times = {"timestamp-query"} <= set(self._adapter.features)
-        wanted_features = [*features, *(["timestamp-query"] if self.times else [])]
+        more = {name: size for name, size in limits.items() if size > DEFAULT_LIMITS[name]}
+        for name, size in more.items():
+            if self._adapter.limits[name] < size:
+                has = self._adapter.limits[name]
+                raise ArtifactError(f"needs {name} = {size}, {self.name} has {has}")
+        self.has_clock = "timestamp-query" in self._adapter.features
+        clock = ["timestamp-query"] if self.has_clock else []
         with self.refusing("the device"):
             self._device = self._adapter.request_device_sync(
-                required_features=wanted_features, required_limits=dict(limits)
+                required_features=[*wanted, *clock], required_limits=more
             )
-
-    def _request_adapter(self) -> Any:
-        try:
-            return self._wgpu.gpu.request_adapter_sync(power_preference="high-performance")
-        except RuntimeError as error:
-            raise TargetError(
-                "no WebGPU adapter was found on this machine",
-                hint="install a Vulkan driver; mesa-vulkan-drivers has one for the CPU",
-            ) from error
 
     @contextlib.contextmanager
     def refusing(self, place: str) -> Iterator[None]:
@@ -176,8 +153,7 @@ def workgroups(name: str, grid: Sequence[int]) -> tuple[tuple[int, int, int], in
         ArtifactError: the grid is larger than WebGPU dispatches.
     """
     x, y, z = grid
-    most = 65535
-    if z != 1 or y > most or x > most * most:
+    if z != 1 or y > MOST_WORKGROUPS or x > MOST_WORKGROUPS**2:
         raise ArtifactError(f"{name}: a grid of {x} x {y} x {z} workgroups cannot be dispatched")
-    layers = math.ceil(x / most)
+    layers = math.ceil(x / MOST_WORKGROUPS)
     return (math.ceil(x / layers), y, layers), x - 1

@@ -15,6 +15,7 @@ TARGETS = {
     "cpu": "bscompile.targets.cpu",
     "opencl": "bscompile.targets.opencl",
     "systolic": "bscompile.targets.systolic",
+    "webgpu": "bscompile.targets.webgpu",
 }
 
 

@@ -13,13 +13,16 @@ const DEFAULT_LIMITS = {
   maxComputeWorkgroupSizeZ: 64,
 };
 
+/** Feature of an artifact -> what WebGPU calls it. */
+const FEATURES = { float16: "shader-f16" };
+
 const USAGE = { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 };
 
 /**
  * Open a device, or say what stands in the way.
  *
  * @param {object} program As readProgram gives it.
- * @param {string[]} features The manifest's: WebGPU features without which the code cannot run.
+ * @param {string[]} features The manifest's: what the code cannot run without.
  * @param {{gpu?: GPU, adapterOptions?: object}} options
  * @returns {Promise<{adapter: GPUAdapter, device: GPUDevice}>}
  */
@@ -28,14 +31,15 @@ export async function openDevice(program, features, { gpu, adapterOptions } = {}
   check(webgpu, whyNoWebgpu());
   const adapter = await webgpu.requestAdapter(adapterOptions ?? { powerPreference: "high-performance" });
   check(adapter, "WebGPU is there but offers no adapter: the browser does not trust this GPU or its driver");
-  for (const feature of features) {
+  const requiredFeatures = features.map((feature) => FEATURES[feature] ?? feature);
+  for (const feature of requiredFeatures) {
     check(adapter.features.has(feature), `this GPU lacks the WebGPU feature ${feature}, which the model needs`);
   }
   const requiredLimits = neededLimits(program);
   for (const [name, wanted] of Object.entries(requiredLimits)) {
     check(adapter.limits[name] >= wanted, `the model needs ${name} = ${wanted}, this GPU has ${adapter.limits[name]}`);
   }
-  const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits });
+  const device = await adapter.requestDevice({ requiredFeatures, requiredLimits });
   return { adapter, device };
 }
 
