@@ -1,5 +1,6 @@
 """The layer inside other machinery: torch.compile, torchrun with DDP, sharded state dicts."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,20 @@ def test_compiles_into_one_graph_forward_and_backward(form):
     want = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     got = torch.autograd.grad(compiled(x).square().sum(), list(model.parameters()))
     assert_close(compiled(x).detach(), model(x).detach(), "float32", 32)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, "float32", 256)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiles_to_machine_code():
+    torch.manual_seed(0)
+    model = nn.Sequential(BlockSparseLinear(16, 24, (4, 8), 2), nn.ReLU())
+    compiled = torch.compile(model, backend="inductor", fullgraph=True)
+    x = torch.randn(5, 16)
+    want = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    got = torch.autograd.grad(compiled(x).square().sum(), list(model.parameters()))
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, "float32", 256)
 
