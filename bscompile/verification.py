@@ -8,14 +8,22 @@ tolerance for an output is
 with eps the rounding unit of the narrowest floating type in the model, K the longest sum (the
 largest inner dimension of its linear layers, at least 64), and scale the largest magnitude in the
 reference's output: the error of K rounded products, a few times over for the layers in between.
+Where layers run in a narrower precision than the model's, the results are not the model's any
+more, by the user's choice. What was lost is stated then, and the tolerance grows by
+
+    3 step sqrt(L) scale
+
+with step the coarsest precision's (2⁻⁷ for bfloat16, 2⁻¹⁰ for float16, 1/127 for int8) and L the
+number of such layers.
 Integers and booleans must be equal, and NaN and infinities must be in the same places.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +41,8 @@ Array = npt.NDArray[Any]
 
 _FACTOR = 16
 _SHORTEST_SUM = 64
+_NARROW_FACTOR = 3
+_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 1 / 127}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Comparison:
         output: Its name.
         lengths: Symbolic dimension -> length in this sample.
         error: Largest |got - wanted|; infinite where NaN or infinities disagree.
+        mean: Mean |got - wanted| where both are finite.
+        scale: Largest |wanted|.
         tolerance: What it may be.
         index: Where the largest error is.
         got: The value there.
@@ -58,6 +70,8 @@ class Comparison:
     index: tuple[int, ...]
     got: float
     wanted: float
+    mean: float = 0.0
+    scale: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -78,11 +92,27 @@ class Verification:
         comparisons: Every output of every sample.
         skipped: Why samples were left out: sizes that the model itself refuses.
         formula: The tolerance's, with its numbers.
+        dtypes: Precisions narrower than the model's that layers run in, with their number.
     """
 
     comparisons: tuple[Comparison, ...]
     skipped: tuple[str, ...]
     formula: str
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> str:
+        """What the narrower precisions cost, for people; empty where there are none."""
+        if not self.dtypes:
+            return ""
+        layers = ", ".join(f"{count} in {name}" for name, count in self.dtypes.items())
+        most = max(self.comparisons, key=lambda entry: _share(entry.error, entry.scale))
+        mean = max(self.comparisons, key=lambda entry: _share(entry.mean, entry.scale))
+        return (
+            f"accuracy lost ({layers}): at most {_share(most.error, most.scale):.3%} and on "
+            f"average {_share(mean.mean, mean.scale):.3%} of the largest value "
+            f"(max error {most.error:.3g}, mean error {mean.mean:.3g})"
+        )
 
     @property
     def passed(self) -> bool:
@@ -106,6 +136,8 @@ class Verification:
             "worst": entries[worst],
             "tolerance": self.formula,
             "skipped": list(self.skipped),
+            "dtypes": dict(self.dtypes),
+            "lost": self.lost,
             "comparisons": entries,
         }
 
@@ -150,6 +182,9 @@ def verify(
     report = Report.from_json(compiled.members[REPORT])
     longest = max([_SHORTEST_SUM, *(layer.shape[1] for layer in report.layers)])
     eps = narrowest_eps(graph)
+    dtypes = dict(Counter(la.dtype for la in report.layers if la.dtype in _STEPS))
+    step, count = max((_STEPS[name] for name in dtypes), default=0.0), sum(dtypes.values())
+    narrow = _NARROW_FACTOR * step * math.sqrt(count)
     rng = np.random.default_rng(seed)
     comparisons: list[Comparison] = []
     skipped: list[str] = []
@@ -169,12 +204,19 @@ def verify(
                 f"sample {sample} {_spell(chosen)}: onnxruntime runs it, but {error.message}"
             ) from error
         comparisons += [
-            compare(sample, name, chosen, got[name], wanted[name], eps, longest) for name in got
+            compare(sample, name, chosen, got[name], wanted[name], eps, longest, narrow)
+            for name in got
         ]
     if not comparisons:
         raise ModelError(f"no sample could be run: {skipped[0]}", hint="fix sizes with --dim")
     formula = f"{_FACTOR} eps({eps:.3g}) sqrt({longest}) max|wanted|"
-    return Verification(tuple(comparisons), tuple(skipped), formula)
+    if dtypes:
+        formula += f" + {_NARROW_FACTOR} step({step:.3g}) sqrt({count}) max|wanted|"
+    return Verification(tuple(comparisons), tuple(skipped), formula, dtypes)
+
+
+def _share(error: float, scale: float) -> float:
+    return error / scale if scale else math.inf * bool(error)
 
 
 def compare(
@@ -185,8 +227,19 @@ def compare(
     wanted: Array,
     eps: float,
     longest: int,
+    narrow: float = 0.0,
 ) -> Comparison:
     """Compare one output; see the module's head for the tolerance.
+
+    Args:
+        sample: From 0.
+        output: Its name.
+        lengths: Symbolic dimension -> length in this sample.
+        got: The artifact's.
+        wanted: The reference's.
+        eps: Rounding unit of the model's narrowest floating type.
+        longest: Terms of the longest sum.
+        narrow: Share of the scale that narrower precisions may lose.
 
     Raises:
         ModelError: shape or dtype differ.
@@ -205,10 +258,12 @@ def compare(
     if got.dtype.kind == "f":
         scale = float(np.abs(right[finite]).max(initial=0.0))
         # Outputs that are all zero may differ by what is zero in this precision.
-        tolerance = _FACTOR * eps * math.sqrt(longest) * max(scale, eps)
+        tolerance = (_FACTOR * eps * math.sqrt(longest) + narrow) * max(scale, eps)
     with np.errstate(invalid="ignore"):
         differences = np.abs(left - right)
     agree = (left == right) | (np.isnan(left) & np.isnan(right))
+    both = finite & np.isfinite(left)
+    mean = float(differences[both].mean()) if both.any() else 0.0
     differences = np.where(finite & np.isfinite(left), differences, np.where(agree, 0, np.inf))
     index = np.unravel_index(int(differences.argmax()), differences.shape)
     return Comparison(
@@ -220,6 +275,8 @@ def compare(
         tuple(int(i) for i in index),
         float(left[index]),
         float(right[index]),
+        mean,
+        float(np.abs(right[finite]).max(initial=0.0)),
     )
 
 

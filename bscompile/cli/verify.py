@@ -62,6 +62,8 @@ def command(
     shown = result.comparisons if talk.level > 0 else [result.worst]
     for entry in shown:
         click.echo(_line(entry, "" if talk.level > 0 else "worst: "))
+    if result.lost:
+        click.echo(result.lost)
     click.echo(f"tolerance: {result.formula}")
     failed = sum(not entry.passed for entry in result.comparisons)
     total = len(result.comparisons)

@@ -24,11 +24,14 @@ from bscompile.dialect import (
     is_dialect,
     read_node,
 )
+from bscompile.dialect.precision import precision_of
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import Note
 from bscompile.report.model import LayerReport, PassNote, Report
 from bscompile.report.partition import partition
 from bscompile.targets.base import HardwareSpec
+
+_FLOAT32 = 4  # bytes; what a dense engine would store
 
 
 def make_report(
@@ -81,13 +84,14 @@ def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
         config=", ".join(f"{key} {value}" for key, value in config.items()),
         dense_flops=2 * rows * out * inner,
         flops=2 * rows * macs_per_row(op.weight),
-        dense_bytes=out * inner * _itemsize(op.weight),
+        dense_bytes=out * inner * _FLOAT32,
         bytes=int(op.weight.nbytes),
         dense_seconds=choice.get("dense_seconds"),
         expected_seconds=choice.get("seconds"),
         reason=_reason(op, found, choice),
         considered=tuple((str(k), float(v)) for k, v in choice.get("considered", [])),
         tuned=bool(choice.get("tuned", False)),
+        dtype=precision_of(op.weight).name,
     )
 
 
@@ -130,9 +134,3 @@ def _block(weight: Weight) -> tuple[int, int] | None:
 
 def _density(weight: Weight) -> float:
     return weight.density if isinstance(weight, BlockSparseMatrix | KroneckerSum) else 1.0
-
-
-def _itemsize(weight: Weight) -> int:
-    if isinstance(weight, BlockSparseMatrix):
-        return int(weight.values.itemsize)
-    return int(weight.a.itemsize if isinstance(weight, KroneckerSum) else weight.itemsize)

@@ -47,6 +47,7 @@ class LayerReport:
         reason: Why this form, or why the layer stayed dense.
         considered: (candidate, expected seconds), fastest first.
         tuned: Whether the form was chosen by measurement; its times were measured then, too.
+        dtype: What the weight is stored and multiplied in.
     """
 
     name: str
@@ -71,6 +72,7 @@ class LayerReport:
     reason: str = ""
     considered: tuple[tuple[str, float], ...] = ()
     tuned: bool = False
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,10 @@ def found(layer: LayerReport) -> str:
 
 
 def form(layer: LayerReport) -> str:
-    """What runs, such as ``block_sparse 16x16``."""
-    return f"{layer.form} {sides(layer.block)}" if layer.block else layer.form
+    """What runs, such as ``block_sparse 16x16 bfloat16``."""
+    block = f" {sides(layer.block)}" if layer.block else ""
+    dtype = f" {layer.dtype}" if layer.dtype != "float32" else ""
+    return f"{layer.form}{block}{dtype}"
 
 
 def sides(pair: tuple[int, int]) -> str:
