@@ -4,7 +4,8 @@ For each run of at most DEPTH rows of x
 
     x  int8 [depth, columns size]   quantised, less 128, so that it fits the array; padded with 0
     y  int32 [depth, rows size]     = x Wᵀ, by the driver's bind, run and wait
-    y' = s scale[out] (y - z Σ w)   with s, z of x's quantisation; then the epilogue
+    y' = s scale[out] (y - z Σ w)   with s, z of x's quantisation; then the epilogue, and where
+                                    y leaves in 8 bits its quantisation
 
 with buffers of their own, in words of the array: no row of x may begin inside a word.
 """
@@ -12,6 +13,7 @@ with buffers of their own, in words of the array: no row of x may begin inside a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -22,7 +24,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import PLAIN
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
 from bscompile.targets.kernels.vectors import pieces
 from bscompile.targets.systolic.hardware import SystolicSpec
 
@@ -48,6 +50,8 @@ def generate(
     def body(args: Arguments) -> None:
         with emit.opaque():
             inputs = prepare(args, PLAIN, problem.activation, tasks=1)
+            if problem.y_dtype != "float32":
+                args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
             x = T.sblock_alloc_buffer((depth, k), "int8")
             y = T.sblock_alloc_buffer((depth, n), "int32")
             with T.serial(0, T.int64(emit.tile_count(args.m, depth))) as run, emit.opaque():

@@ -112,6 +112,20 @@ def test_activation_modes(mode, rng):
         check(run, op, rng, m)
 
 
+@pytest.mark.parametrize("y_dtype", ["uint8", "int8"])
+def test_results_leave_in_eight_bits(y_dtype, rng):
+    mode = {**MODES[4], "y_dtype": y_dtype, "y_scale": 0.05, "y_zero": 11}
+    op = quantised(block_sparse(rng, (33, 41), (8, 8), 0.5), ("bias", "relu"), **mode)
+    x, tensors = inputs_for(op, rng, 18), epilogue_tensors(rng, op.epilogue, 18, 33)
+    got = build(op, 18, 16)[0](x, tensors, (18, 33), y_dtype)
+    want = evaluate(op, x, tensors)
+    assert got.dtype == want.dtype == y_dtype
+    apart = np.abs(got.astype(int) - want.astype(int))
+    assert apart.max() <= 1  # where a number lies half between two
+    assert (apart == 0).mean() > 0.99
+    assert len(np.unique(want)) > 20
+
+
 @pytest.mark.parametrize("epilogue", [(), ("bias", "gelu", "residual"), ("silu", "bias")])
 def test_epilogues(epilogue, rng):
     op = quantised(block_sparse(rng, (33, 41), (8, 8), 0.5), epilogue)

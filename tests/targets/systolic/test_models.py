@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 import bscompile
 from bscompile import simulator
@@ -98,6 +99,38 @@ def test_the_array_computes_what_the_processor_computes(tmp_path):
     _, other = build(path, "cpu")
     with bscompile.load(artifact) as here, bscompile.load(other) as there:
         np.testing.assert_allclose(here(samples()), there(samples()), rtol=1e-5, atol=1e-6)
+
+
+class Samples(CalibrationDataReader):
+    def __init__(self):
+        self._left = [{"x": samples(64)}]
+
+    def get_next(self):
+        return self._left.pop() if self._left else None
+
+
+@needs_simulator
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_quantised_mlp_runs_whole(tmp_path, signed):
+    """A model in 8 bits as onnxruntime's quantizer writes it, against onnxruntime itself."""
+    path = tmp_path / "qdq.onnx"
+    quantize_static(
+        mlp(tmp_path),
+        path,
+        Samples(),
+        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    compiled = bscompile.build(path, "systolic:16", output=tmp_path / "q.bsc")
+    (array, layers), (host, _) = compiled.report.partition
+    assert (array, layers, host) == ("array", "fc0, fc1, fc2", "host")
+    with bscompile.load(tmp_path / "q.bsc") as model:
+        before = simulator.cycles(16)
+        apart = np.abs(model(samples()) - answer(path, samples()))
+        assert simulator.cycles(16) > before
+    assert apart.max() <= 1.01 / 255  # one step of the quantised answer
+    assert (apart < 1e-6).mean() > 0.85
 
 
 @needs_simulator
