@@ -1,7 +1,7 @@
 """y = x Wᵀ with W = Σᵢ Cᵢ ⊗ Bᵢ, C = S∘A, forward and backward, saving only x and the factors.
 
-Activations are handled feature-major (xᵀ [n, N]): then both contractions are plain matrix
-products on views, without moving the intermediate tensor.
+Between the two contractions activations are feature-major (xᵀ [n, N]): then both are plain
+matrix products on views, without moving the intermediate tensor.
 
     B first   Z[p] = B x[p]   [n1, r bh, N]     y = C Z   [m1, bh N]
     A first   U    = C x      [m1, r bw, N]     y[q] = B U[q]   [bh, N]
@@ -96,7 +96,7 @@ class _KroneckerProduct(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, S: Tensor, mask: Tensor, A: Tensor, B: Tensor, form: Form) -> Tensor:
         contract = {"b_first": _b_first, "a_first": _a_first, "built": _built}[form]
-        return contract(x.T.contiguous(), S * mask * A, B).T.contiguous()
+        return contract(x, S * mask * A, B)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -110,68 +110,68 @@ class _KroneckerProduct(torch.autograd.Function):
         x, S, mask, A, B = ctx.saved_tensors
         scale = S * mask
         gradient = {"b_first": _b_first_grad, "a_first": _a_first_grad, "built": _built_grad}
-        dx, dc, dB = gradient[ctx.form](
-            grads[0].T.contiguous(),
-            x.T.contiguous(),
-            scale * A,
-            B,
-            ctx.needs_input_grad[0],  # the first layer of a model need not pay for it
-        )
-        dS = (dc * A).sum(0) * mask
-        return None if dx is None else dx.T.contiguous(), dS, None, dc * scale, dB, None
+        with_dx = ctx.needs_input_grad[0]  # the first layer of a model need not pay for it
+        dx, dc, dB = gradient[ctx.form](grads[0], x, scale * A, B, with_dx)
+        return dx, (dc * A).sum(0) * mask, None, dc * scale, dB, None
 
 
 Gradients = tuple[Tensor | None, Tensor, Tensor]
 
 
-def _b_first(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
-    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
-    z = _each(b.reshape(r * bh, bw), xt.view(n1, bw, rows))  # [n1, r bh, N]
-    return (_terms_last(c) @ z.view(n1 * r, bh * rows)).view(m1 * bh, rows)
+def _b_first(x: Tensor, c: Tensor, b: Tensor) -> Tensor:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
+    # A strided xᵀ is as good as a copy here, where it is read once and in short columns.
+    z = _each(b.reshape(r * bh, bw), x.reshape(rows, n1, bw).permute(1, 2, 0))  # [n1, r bh, N]
+    return _swap(_terms_last(c) @ z.view(n1 * r, bh * rows), m1 * bh, rows)
 
 
-def _b_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
-    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
-    stacked, terms, x = b.reshape(r * bh, bw), _terms_last(c), xt.view(n1, bw, rows)
-    g = gt.view(m1, bh * rows)
-    z = _each(stacked, x).view(n1, r, bh * rows)
-    # One product a term gives dC in the layout of A; g @ zᵀ at once would interleave the terms.
-    dc = torch.bmm(g.expand(r, -1, -1), z.permute(1, 2, 0))
-    dz = (terms.T @ g).view(n1, r * bh, rows)
-    dx = _each(stacked.T, dz).view(n1 * bw, rows) if with_dx else None
+def _b_first_grad(g: Tensor, x: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
+    stacked, terms = b.reshape(r * bh, bw), _terms_last(c)
+    xt, gt = _swap(x, rows, n1 * bw).view(n1, bw, rows), _swap(g, rows, m1 * bh).view(m1, bh * rows)
+    z = _each(stacked, xt).view(n1, r, bh * rows)
+    # One product a term gives dC in the layout of A; gᵀ zᵀ at once would interleave the terms.
+    dc = torch.bmm(gt.expand(r, -1, -1), z.permute(1, 2, 0))
+    dz = (terms.T @ gt).view(n1, r * bh, rows)
+    dx = _swap(_each(stacked.T, dz), n1 * bw, rows) if with_dx else None
     # The longer side last: the products are small, and wide rows are what they vectorise over.
-    db = torch.bmm(x, dz.transpose(1, 2)).sum(0).view(bw, r, bh).permute(1, 2, 0)
+    db = torch.bmm(xt, dz.transpose(1, 2)).sum(0).view(bw, r, bh).permute(1, 2, 0)
     return dx, dc, db
 
 
-def _a_first(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
-    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
-    u = _terms_inner(c) @ xt.view(n1, bw * rows)  # [m1 r, bw N]
-    return _each(_side_by_side(b), u.view(m1, r * bw, rows)).view(m1 * bh, rows)
+def _a_first(x: Tensor, c: Tensor, b: Tensor) -> Tensor:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
+    u = _terms_inner(c) @ _swap(x, rows, n1 * bw).view(n1, bw * rows)  # [m1 r, bw N]
+    return _swap(_each(_side_by_side(b), u.view(m1, r * bw, rows)), m1 * bh, rows)
 
 
-def _a_first_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
-    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, xt.shape[1]
-    side, terms, x = _side_by_side(b), _terms_inner(c), xt.view(n1, bw * rows)
-    g = gt.view(m1, bh, rows)
-    u = (terms @ x).view(m1, r * bw, rows)
-    db = torch.bmm(g, u.transpose(1, 2)).sum(0).view(bh, r, bw).permute(1, 0, 2)
-    du = _each(side.T, g).view(m1 * r, bw * rows)
-    dc = (du @ x.T).view(m1, r, n1).permute(1, 0, 2)
-    dx = (terms.T @ du).view(n1 * bw, rows) if with_dx else None
+def _a_first_grad(g: Tensor, x: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
+    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
+    side, terms = _side_by_side(b), _terms_inner(c)
+    xt, gt = _swap(x, rows, n1 * bw).view(n1, bw * rows), _swap(g, rows, m1 * bh).view(m1, bh, rows)
+    u = (terms @ xt).view(m1, r * bw, rows)
+    db = torch.bmm(gt, u.transpose(1, 2)).sum(0).view(bh, r, bw).permute(1, 0, 2)
+    du = _each(side.T, gt).view(m1 * r, bw * rows)
+    dc = (du @ xt.T).view(m1, r, n1).permute(1, 0, 2)
+    dx = _swap(terms.T @ du, n1 * bw, rows) if with_dx else None
     return dx, dc, db
 
 
-def _built(xt: Tensor, c: Tensor, b: Tensor) -> Tensor:
-    return merge_factors(c, b) @ xt
+def _built(x: Tensor, c: Tensor, b: Tensor) -> Tensor:
+    return x @ merge_factors(c, b).T
 
 
-def _built_grad(gt: Tensor, xt: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
+def _built_grad(g: Tensor, x: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
     (r, m1, n1), (_, bh, bw) = c.shape, b.shape
-    dw = to_blocks(gt @ xt.T, (bh, bw)).reshape(m1 * n1, bh * bw)
+    dw = to_blocks(g.T @ x, (bh, bw)).reshape(m1 * n1, bh * bw)
     dc = (b.reshape(r, bh * bw) @ dw.T).view(r, m1, n1)
     db = (c.reshape(r, m1 * n1) @ dw).view(r, bh, bw)
-    return merge_factors(c, b).T @ gt if with_dx else None, dc, db
+    return g @ merge_factors(c, b) if with_dx else None, dc, db
+
+
+def _swap(t: Tensor, rows: int, columns: int) -> Tensor:
+    """The entries of t, read as [rows, columns], with both axes swapped in memory."""
+    return t.reshape(rows, columns).T.contiguous()
 
 
 def _each(small: Tensor, batch: Tensor) -> Tensor:
