@@ -60,11 +60,10 @@ def run_kernels(variant, calls):
 
     Args:
         variant: Of the cpu target.
-        calls: (PrimFunc, arrays in argument order, shape of y) of each.
+        calls: (PrimFunc, arrays in argument order, y as it is before) of each.
 
     Returns:
-        A function (arrays of every call) -> y of every call. What a kernel leaves unwritten is
-        NaN.
+        A function (arrays of every call) -> y of every call.
     """
     from bscompile import targets
     from bscompile.artifact import Artifact
@@ -77,16 +76,19 @@ def run_kernels(variant, calls):
     hardware = context.hardware
     code = context.target.build.keywords["code"](hardware)
     storages, buffers, steps, kernels, outputs = [], [], [], {}, []
-    for i, (func, arrays, shape) in enumerate(calls):
+    for i, (func, arrays, y) in enumerate(calls):
         first = len(buffers)
-        for array in (*arrays, np.empty(shape, np.float32)):
+        for array in (*arrays, y):
             buffers.append(Buffer(len(storages), 0, array.shape, array.dtype.name))
             storages.append(Storage(array.nbytes, "input"))
         steps.append(Step(f"k{i}", tuple(range(first, len(buffers)))))
         kernels[f"k{i}"] = func.with_attr("global_symbol", f"k{i}")
         outputs.append(len(buffers) - 1)
     program = Program(tuple(storages), tuple(buffers), tuple(steps), tuple(outputs))
-    members = build_static(program, kernels, [], MACHINES[hardware.machine], code, 2)
+    assembly = []
+    members = build_static(
+        program, kernels, [], MACHINES[hardware.machine], code, 2, watch=assembly.append
+    )
     specs = [TensorSpec(f"b{i}", b.shape, b.dtype) for i, b in enumerate(buffers)]
     manifest = Manifest(
         "cpu", hardware.isa, hardware.features, 2, tuple(specs),
@@ -95,12 +97,13 @@ def run_kernels(variant, calls):
 
     def run(arrays):
         feeds = []
-        for own, (_, _, shape) in zip(arrays, calls, strict=True):
-            feeds += [*own, np.full(shape, np.nan, np.float32)]
+        for own, (_, _, y) in zip(arrays, calls, strict=True):
+            feeds += [*own, y]
         executor = StaticExecutable(Artifact(manifest, members, {}), 2)
         try:
             return executor.run(feeds)
         finally:
             executor.close()
 
+    run.assembly = assembly[0].inspect_source("asm")
     return run

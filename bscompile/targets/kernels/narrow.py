@@ -122,18 +122,25 @@ class NarrowProducts(KernelTemplate):
         return Kernel(func, operands)
 
 
-GROUPS = {"bf16": 2, "vnni": 4, "pairs": 2, "plain": 1}
+#: Kind of product -> (precision, the feature that it needs, inputs of one step), best first.
+KINDS = {
+    "bf16": ("bfloat16", "avx512_bf16", 2),
+    "bfdot": ("bfloat16", "bf16", 2),
+    "vnni": ("int8", "avx512_vnni", 4),
+    "usdot": ("int8", "i8mm", 4),
+    "sdot": ("int8", "asimddp", 4),
+}
+GROUPS = {kind: group for kind, (_, _, group) in KINDS.items()} | {"pairs": 2, "plain": 1}
 
 
 def instruction(precision: str, hardware: HardwareSpec) -> str | None:
     """The kind of product that the machine has for a precision, see code/dot.py; None for none."""
-    if precision == "bfloat16":
-        return "bf16" if "avx512_bf16" in hardware.features else None
+    for kind, (wanted, feature, _) in KINDS.items():
+        if precision == wanted and feature in hardware.features:
+            return kind
     if precision != "int8":
         return None
-    if "avx512_vnni" in hardware.features:
-        return "vnni"
-    return "plain" if hardware.isa == "neon" else "pairs"
+    return "pairs" if hardware.machine == "x86_64" and hardware.isa != "neon" else "plain"
 
 
 def product_of(precision: str, hardware: HardwareSpec) -> Product:
@@ -141,4 +148,4 @@ def product_of(precision: str, hardware: HardwareSpec) -> Product:
     from bscompile.targets.kernels.code import dot
 
     kind = instruction(precision, hardware)
-    return next(p for p in (dot.BFLOAT16, dot.VNNI, dot.PAIRS, dot.PLAIN) if p.kind == kind)
+    return next(product for product in dot.PRODUCTS if product.kind == kind)

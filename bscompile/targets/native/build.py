@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ def build_static(
     machine: Machine,
     target: Any,
     threads: int,
+    watch: Callable[[Any], None] = lambda module: None,
 ) -> dict[str, bytes]:
     """Compile and link a whole model.
 
@@ -43,6 +44,7 @@ def build_static(
         machine: What it will run on.
         target: The tvm.target.Target of the kernels' code.
         threads: Worker threads to use unless told otherwise.
+        watch: Called with the compiled kernels, whose assembly it may read.
 
     Returns:
         The artifact members.
@@ -54,7 +56,7 @@ def build_static(
     compiler = machine.compiler()
     with tempfile.TemporaryDirectory(prefix="bscompile-") as name:
         folder = Path(name)
-        compile_kernels(kernels, target, folder / "kernels.o")
+        watch(compile_kernels(kernels, target, folder / "kernels.o"))
         text = tables(program, list(weights_image(params)), threads)
         (folder / "tables.c").write_text(text, encoding="utf-8")
         _link(machine, compiler, folder)
@@ -67,7 +69,7 @@ def build_static(
 
 
 def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> Any:
-    """Write one object file with all kernels; returns the module, whose assembly can be read.
+    """Write one object file with all kernels and return the compiled module.
 
     Raises:
         ModelError: TVM cannot generate code for one of them.

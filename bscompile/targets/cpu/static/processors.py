@@ -14,6 +14,7 @@ from typing import Any
 from bscompile.targets.base import HardwareSpec, KernelTemplate
 from bscompile.targets.cpu.templates import TEMPLATES
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
+from bscompile.targets.kernels.narrow import NarrowProducts
 from bscompile.targets.kernels.scalable import ScalableTemplate
 
 
@@ -37,22 +38,32 @@ class Processor:
 _AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 _RISCV64 = {"kind": "llvm", "mtriple": "riscv64-unknown-linux-gnu", "mabi": "lp64d"}
 _RV64GCV = ("+m", "+a", "+f", "+d", "+c", "+v")
-_SVE = (ScalableTemplate("dense", 4), ScalableTemplate("block_sparse", 4), KroneckerTemplate())
+_SVE = (
+    ScalableTemplate("dense", 4),
+    ScalableTemplate("block_sparse", 4),
+    KroneckerTemplate(),
+    NarrowProducts(),
+)
 _RVV = (
     ScalableTemplate("dense", 2, (4, 2, 1)),
     ScalableTemplate("block_sparse", 2, (4, 2, 1)),
     KroneckerTemplate(),
+    NarrowProducts(),
 )
 
 
 def _aarch64(name: str, isa: str, features: tuple[str, ...], pipes: int) -> HardwareSpec:
-    # ``pipes`` vector multiply-adds of 128 bits per cycle at 2.6 GHz.
+    # ``pipes`` vector multiply-adds of 128 bits per cycle at 2.6 GHz; dot products as many.
+    float32 = 4 * 2 * pipes * 2.6
+    peaks = {"float32": float32, "int8": float32 * (4 if "asimddp" in features else 1)}
+    if "bf16" in features:
+        peaks["bfloat16"] = 2 * float32
     return HardwareSpec(
         name=name,
         isa=isa,
         features=features,
         cores=4,
-        peak_gflops={"float32": 4 * 2 * pipes * 2.6},
+        peak_gflops=peaks,
         memory_gbps=40.0,
         cache_bytes=(64 << 10, 1 << 20, 32 << 20),
         cache_gbps=(80.0, 40.0, 20.0),
@@ -65,12 +76,13 @@ def _aarch64(name: str, isa: str, features: tuple[str, ...], pipes: int) -> Hard
 
 def _riscv64(name: str, isa: str, features: tuple[str, ...], vector_bytes: int) -> HardwareSpec:
     # One vector multiply-add per cycle at 1.6 GHz.
+    float32 = vector_bytes / 4 * 2 * 1.6
     return HardwareSpec(
         name=name,
         isa=isa,
         features=features,
         cores=4,
-        peak_gflops={"float32": vector_bytes / 4 * 2 * 1.6},
+        peak_gflops={"float32": float32, "int8": float32},
         memory_gbps=8.0,
         cache_bytes=(32 << 10, 512 << 10),
         cache_gbps=(25.0, 12.0),
@@ -87,6 +99,26 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
             _aarch64("any AArch64 (Neoverse N1 estimate)", "neon", ("asimd",), 2),
             {**_AARCH64, "mattr": ["+neon"]},
             "64-bit Arm with NEON",
+        ),
+        "aarch64-dotprod": Processor(
+            _aarch64(
+                "any AArch64 with dot products (Neoverse N1 estimate)",
+                "neon",
+                ("asimd", "asimddp"),
+                2,
+            ),
+            {**_AARCH64, "mattr": ["+neon", "+dotprod"]},
+            "64-bit Arm with NEON and int8 dot products (Cortex-A76 and newer)",
+        ),
+        "aarch64-i8mm": Processor(
+            _aarch64(
+                "any AArch64 with I8MM and BF16 (Neoverse N2 estimate)",
+                "neon",
+                ("asimd", "asimddp", "i8mm", "bf16"),
+                2,
+            ),
+            {**_AARCH64, "mattr": ["+neon", "+dotprod", "+i8mm", "+bf16"]},
+            "64-bit Arm with NEON, mixed-sign dot products and bfloat16 (Armv8.6 and newer)",
         ),
         "aarch64-sve": Processor(
             _aarch64("any AArch64 with SVE (Neoverse V2 estimate)", "sve", ("asimd", "sve"), 4),

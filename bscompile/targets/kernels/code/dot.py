@@ -4,7 +4,10 @@
 product    inputs  instruction                                 needs
 =========  ======  ==========================================  ====================
 bfloat16   2       vdpbf16ps, float32 sums                     avx512_bf16
+bfloat16   2       bfdot, float32 sums                         bf16 (AArch64)
 int8       4       vpdpbusd, u8 x s8, int32 sums               avx512_vnni
+int8       4       usdot, u8 x s8, int32 sums                  i8mm (AArch64)
+int8       4       sdot, s8 x s8: x is moved down by 128       asimddp (AArch64)
 int8       2       pmaddwd on both widened to 16 bits          any x86
 int8       1       multiply-add on both widened to 32 bits     anything
 =========  ======  ==========================================  ====================
@@ -23,6 +26,7 @@ from tvm.script.ir_builder import tirx as T
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
 
+_TOP_BITS = -0x7F7F7F80  # 0x80 in each byte: as signed numbers, bytes are then 128 less
 _WIDTHS = (4, 8, 16)  # 32-bit lanes of an xmm, ymm and zmm register
 
 
@@ -36,7 +40,8 @@ class Product:
         stored: dtype in which the weights of one step and output are stored; ``group`` numbers
             in one 32-bit word, or int8 side by side.
         total: dtype of the sums.
-        kind: ``bf16``, ``vnni``, ``pairs`` or ``plain``.
+        kind: ``bf16``, ``bfdot``, ``vnni``, ``usdot``, ``sdot``, ``pairs`` or ``plain``.
+        shift: What the instruction takes away from each x; its zero point goes down with it.
     """
 
     group: int
@@ -44,6 +49,7 @@ class Product:
     stored: str
     total: str
     kind: str
+    shift: int = 0
 
     @property
     def narrowest(self) -> int:
@@ -53,7 +59,7 @@ class Product:
     @property
     def llvm(self) -> str:
         """LLVM IR that the kernel has to import; empty for none."""
-        return _BF16 if self.kind == "bf16" else ""
+        return {"bf16": _BF16, "bfdot": _BFDOT}.get(self.kind, "")
 
     def splat(self, x: Buffer, row: Expr, column: Expr, lanes: int) -> Expr:
         """x[row, column : column + group] in every lane; ``column`` may be odd."""
@@ -62,7 +68,10 @@ class Product:
             return (
                 T.broadcast(T.cast(value, "int32"), lanes) if lanes > 1 else T.cast(value, "int32")
             )
-        return T.broadcast(T.reinterpret("int32", value), lanes)
+        word = T.reinterpret("int32", value)
+        if self.shift:
+            word = T.bitwise_xor(word, T.int32(_TOP_BITS))
+        return T.broadcast(word, lanes)
 
     def load(self, values: Buffer, block: Expr, step: Expr, at: int, lanes: int) -> Expr:
         """The weights of one step for ``lanes`` outputs, as ``multiply_add`` wants them."""
@@ -74,7 +83,7 @@ class Product:
 
     def multiply_add(self, total: Expr, x: Expr, weight: Expr, lanes: int) -> Expr:
         """Total + Σ x weight over the group, lane by lane."""
-        if self.kind == "bf16":
+        if self.kind in ("bf16", "bfdot"):
             return T.call_extern(f"float32x{lanes}", f"bsc_dot_bf16_{lanes}", total, weight, x)
         if self.kind == "vnni":
             return T.call_llvm_pure_intrin(
@@ -83,6 +92,14 @@ class Product:
                 T.reinterpret(f"uint8x{4 * lanes}", x),
                 T.reinterpret(f"int8x{4 * lanes}", weight),
                 dtype=f"int32x{lanes}",
+            )
+        if self.kind in ("usdot", "sdot"):
+            return T.call_llvm_pure_intrin(
+                f"llvm.aarch64.neon.{self.kind}.v4i32.v16i8",
+                total,
+                T.reinterpret("int8x16" if self.kind == "sdot" else "uint8x16", x),
+                T.reinterpret("int8x16", weight),
+                dtype="int32x4",
             )
         if self.kind == "pairs":
             pairs = T.reinterpret(f"int16x{2 * lanes}", x)
@@ -94,9 +111,13 @@ class Product:
 
 
 BFLOAT16 = Product(2, "uint16", "int32", "float32", "bf16")
+BFDOT = Product(2, "uint16", "int32", "float32", "bfdot")
 VNNI = Product(4, "uint8", "int32", "int32", "vnni")
+USDOT = Product(4, "uint8", "int32", "int32", "usdot")
+SDOT = Product(4, "uint8", "int32", "int32", "sdot", shift=128)
 PAIRS = Product(2, "int16", "int8", "int32", "pairs")
 PLAIN = Product(1, "uint8", "int8", "int32", "plain")
+PRODUCTS = (BFLOAT16, BFDOT, VNNI, USDOT, SDOT, PAIRS, PLAIN)
 
 _MULTIPLY_PAIRS = {
     4: "llvm.x86.sse2.pmadd.wd",
@@ -145,4 +166,14 @@ define weak {i16} @bsc_to_bf16_{lanes}({f32} %x) alwaysinline {{
 }}"""
 
 
+_BFDOT_4 = """
+declare <4 x float> @llvm.aarch64.neon.bfdot.v4f32.v8bf16(<4 x float>, <8 x bfloat>, <8 x bfloat>)
+define weak <4 x float> @bsc_dot_bf16_4(<4 x float> %c, <4 x i32> %a, <4 x i32> %b) alwaysinline {
+  %x = bitcast <4 x i32> %a to <8 x bfloat>
+  %y = bitcast <4 x i32> %b to <8 x bfloat>
+  %r = call <4 x float> @llvm.aarch64.neon.bfdot.v4f32.v8bf16(<4 x float> %c, <8 x bfloat> %x,
+                                                             <8 x bfloat> %y)
+  ret <4 x float> %r
+}"""
+_BFDOT = "\n".join([_BFDOT_4, _to_bf16(1), _to_bf16(16)]) + "\n"
 _BF16 = "\n".join([*map(_dot_bf16, _WIDTHS), _to_bf16(1), _to_bf16(16)]) + "\n"

@@ -160,7 +160,8 @@ class _Nest:
             if inputs.scale is None or inputs.zero is None:
                 return total
             weight_scale, weight_sums = args.operands[4:6]
-            moved = emit.splat(inputs.zero[row + r], size) * emit.load(
+            zero = inputs.zero[row + r] - self._product.shift
+            moved = emit.splat(zero, size) * emit.load(
                 weight_sums, column + at, lanes=size
             )
             factor = emit.splat(inputs.scale[row + r], size) * emit.load(

@@ -1,0 +1,110 @@
+"""int8 and bfloat16 kernels of other processors: exact sums, float64 of the rounded operands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bscompile import targets
+from bscompile.dialect import LinearOp, evaluate
+from bscompile.dialect.precision import PRECISIONS, QuantizedMatrix
+from bscompile.dialect.quantization import Quantization
+from bscompile.targets.base import problem_of
+from bscompile.targets.kernels.narrow import NarrowProducts
+from tests.targets.narrow_running import wanted
+from tests.targets.static_running import needs, run_kernels
+from tests.targets.test_kernels import block_sparse, epilogue_tensors
+from tests.tolerance import assert_close
+
+#: (variant, precision, the instruction that must be in the code)
+MACHINES = [
+    pytest.param(*case, marks=needs(case[0].split("-")[0]), id="-".join(case))
+    for case in [
+        ("aarch64", "int8", "mla"),
+        ("aarch64-dotprod", "int8", "sdot"),
+        ("aarch64-i8mm", "int8", "usdot"),
+        ("aarch64-i8mm", "bfloat16", "bfdot"),
+        ("riscv64", "int8", "vmacc"),
+    ]
+]
+#: (shape, block or None for dense, density, rows, epilogue)
+CASES = [
+    ((64, 64), (16, 16), 0.3, 18, ("bias",)),
+    ((65, 47), (32, 32), 0.4, 1, ("bias", "relu")),
+    ((67, 50), (4, 8), 0.5, 9, ("bias", "gelu", "residual")),
+    ((40, 30), (12, 7), 0.0, 2, ()),
+    ((10, 84), None, 1.0, 1, ("bias",)),
+    ((130, 33), None, 1.0, 17, ()),
+]
+TEMPLATE = NarrowProducts()
+
+
+def build(op, precision, m, hardware, index=0):
+    weight = op.weight
+    if op.quantization is not None:
+        weight = QuantizedMatrix.of(weight, op.quantization)
+    problem = problem_of(op, m, PRECISIONS[precision])
+    space = TEMPLATE.space(problem, hardware)
+    return TEMPLATE.build(problem, weight, space[5 * index % len(space)], hardware)
+
+
+def arrays_of(kernel, x, tensors):
+    return [x, *(np.ascontiguousarray(a) for _, a in kernel.operands), *tensors]
+
+
+@pytest.mark.parametrize(("variant", "precision", "instruction"), MACHINES)
+def test_products(variant, precision, instruction):
+    rng = np.random.default_rng(0)
+    hardware = targets.resolve(f"cpu:{variant}", 2).hardware
+    calls, want = [], []
+    for index, (shape, block, density, m, epilogue) in enumerate(CASES):
+        weight = block_sparse(rng, shape, block or (8, 8), density)
+        op = LinearOp("layer", weight if block else weight.to_dense(), epilogue)
+        x = rng.standard_normal((m, shape[1])).astype(np.float32)
+        tensors = epilogue_tensors(rng, epilogue, m, shape[0])
+        kernel = build(op, precision, None if index == 1 else m, hardware, index)
+        y = np.full((m, shape[0]), np.nan, np.float32)
+        calls.append((kernel.prim_func, arrays_of(kernel, x, tensors), y))
+        want.append((wanted(op, precision, x, tensors, native=True), shape[1]))
+    run = run_kernels(variant, calls)
+    assert instruction in run.assembly
+    for got, (right, k), case in zip(run([c[1] for c in calls]), want, CASES, strict=True):
+        assert_close(got, right, np.float32, k, what=str(case))
+
+
+QUANTIZED = [param for param in MACHINES if param.values[1] == "int8"]
+
+
+@pytest.mark.parametrize(("variant", "precision", "instruction"), QUANTIZED)
+def test_eight_bits_in_and_out(variant, precision, instruction):
+    """Static quantisation at both ends is exact; one changed weight shows."""
+    rng = np.random.default_rng(0)
+    hardware = targets.resolve(f"cpu:{variant}", 2).hardware
+    ops, calls = [], []
+    for q_dtype in ("uint8", "int8"):
+        values = rng.integers(-127, 128, (48, 64)) * np.kron(
+            rng.random((3, 4)) < 0.4, np.ones((16, 16), int)
+        )
+        quantization = Quantization(
+            rng.uniform(1e-3, 1e-2, 48).astype(np.float32), "static", q_dtype, q_dtype,
+            0.031, 3, "uint8", 0.23, 121,
+        )  # fmt: skip
+        from bscompile.formats import BlockSparseMatrix
+
+        weight = BlockSparseMatrix.from_dense(values.astype(np.int8), (16, 16))
+        op = LinearOp("layer", weight, ("bias", "relu"), quantization=quantization)
+        low, high = (0, 256) if q_dtype == "uint8" else (-128, 128)
+        x = rng.integers(low, high, (7, 64)).astype(q_dtype)
+        bias = rng.standard_normal(48).astype(np.float32)
+        kernel = build(op, "int8", 7, hardware)
+        calls.append((kernel.prim_func, arrays_of(kernel, x, [bias]), np.zeros((7, 48), np.uint8)))
+        ops.append((op, x, bias))
+    run = run_kernels(variant, calls)
+    before = run([call[1] for call in calls])
+    for (op, x, bias), got in zip(ops, before, strict=True):
+        np.testing.assert_array_equal(got, evaluate(op, x, (bias,)))
+        assert len(np.unique(got)) > 20
+    changed = [[x, np.where(values == 0, values, values ^ 64), *rest] for x, values, *rest in
+               (call[1] for call in calls)]  # fmt: skip
+    for a, b in zip(before, run(changed), strict=True):
+        assert (a != b).any()
