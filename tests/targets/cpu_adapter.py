@@ -1,0 +1,40 @@
+"""Kernels of the cpu target, run by this processor."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from bscompile.dialect import evaluate
+from bscompile.formats import BlockSparseMatrix
+from tests.targets.narrow_running import load_kernel
+from tests.targets.numeric_suite import Adapter
+
+
+class CpuAdapter(Adapter):
+    """This machine's widest instruction set, with what it has for narrow weights."""
+
+    target = "cpu"
+    dtypes = ("float32", "float16", "bfloat16", "int8")
+
+    def missing(self):
+        return ""
+
+    def run(self, calls):
+        from bscompile.targets.cpu.hardware import INSTRUCTION_SETS
+
+        assert self.context.hardware.isa in INSTRUCTION_SETS
+        hardware = self.context.hardware.extended(*self.dtypes)
+        return [
+            load_kernel(call.kernel, hardware)(call.inputs[0], call.inputs[1:], call.shape)
+            for call in calls
+        ]
+
+    def reference(self, template, op, x, tensors):
+        weight = op.weight.values if isinstance(op.weight, BlockSparseMatrix) else op.weight
+        if template == "narrow" and weight.dtype == ml_dtypes.bfloat16:  # it rounds x as well
+            x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+        return evaluate(op, x, tensors)
+
+
+ADAPTERS = [CpuAdapter()]
