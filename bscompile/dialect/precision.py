@@ -93,13 +93,13 @@ def kernel_weight(op: LinearOp) -> Weight:
 def in_precision(op: LinearOp, dtype: np.dtype[Any]) -> LinearOp:
     """The layer with its weight in ``dtype``; the op itself where it is in that already.
 
-    Raises:
-        ValueError: a Kronecker sum in int8, which has no one scale per output.
+    A Kronecker sum has no one scale for each output, so int8 merges it.
     """
     if precision_of(op.weight) == dtype:
         return op
     if dtype == np.int8:
-        weight, scale = quantize_weight(op.weight)
+        whole = op.weight.to_block_sparse() if isinstance(op.weight, KroneckerSum) else op.weight
+        weight, scale = quantize_weight(whole)
         return LinearOp(op.name, weight, op.epilogue, op.conv, Quantization(scale))
     return op.with_weight(cast_weight(op.weight, dtype))
 

@@ -51,7 +51,7 @@ def plan(op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetConte
     Args:
         op: The layer.
         m: Rows of x; None when symbolic.
-        dtype: Of x and the weight.
+        dtype: What the weight is to be multiplied in.
         context: The target to run on.
 
     Raises:

@@ -28,7 +28,7 @@ def key_of(
     Args:
         op: The layer as it was recognised.
         rows: Rows of x; None when symbolic.
-        dtype: Of x and the weight.
+        dtype: What the weight is to be multiplied in.
         context: The target to run on.
     """
     problem = problem_of(op, rows, dtype, context.typical_rows)

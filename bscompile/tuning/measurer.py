@@ -22,7 +22,7 @@ class Layer:
     Attributes:
         op: The layer as it was recognised.
         rows: Rows of x; None when symbolic.
-        dtype: Of x and the weight.
+        dtype: What the weight is to be multiplied in.
         context: The target to run on.
         uses: Layers of the model that pose this problem.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import HardwareSpec, Problem
 from bscompile.tuning.measurer import Layer
 from bscompile.tuning.record import TuningRecord, Variant
@@ -54,11 +55,13 @@ def flops(problem: Problem) -> int:
 
 def traffic_bytes(problem: Problem) -> int:
     """Of the weight as that form stores it, x and y, each moved once."""
-    item = np.dtype(problem.dtype).itemsize
+    item = itemsize(problem.dtype)
     bh, bw = problem.block
     if problem.form == "kronecker":
         weight = problem.rank * (problem.nnzb + bh * bw) * item + 4 * problem.nnzb
     else:
         indices = 0 if problem.form == "dense" else 4 * problem.nnzb
         weight = problem.nnzb * bh * bw * item + indices
-    return weight + problem.rows * (problem.n + problem.k) * item
+    ends = problem.n * np.dtype(problem.y_dtype).itemsize
+    ends += problem.k * np.dtype(problem.x_dtype).itemsize
+    return weight + problem.rows * ends

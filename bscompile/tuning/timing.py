@@ -6,7 +6,7 @@ import fcntl
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
+from bscompile.dialect.precision import in_precision, kernel_weight
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
 from bscompile.tuning.forms import in_form
 from bscompile.tuning.measurer import Measurement
@@ -23,6 +24,8 @@ from bscompile.tuning.runner import Runner, Session
 Array = npt.NDArray[Any]
 
 _ROUND_SECONDS = 2e-3  # of one timed round, so that the clock's grain does not count
+#: A few steps of what x, the weight or y is rounded to, as a share of the largest value.
+_STEPS = {"bfloat16": 2.0**-6, "float16": 2.0**-9, "int8": 2 / 127}
 _LOOKS = 5  # first, single calls, which decide whether more are worth their time
 
 
@@ -32,7 +35,7 @@ class Bench:
     Args:
         op: The layer as it was recognised.
         rows: Rows of x; None when symbolic, then ``typical_rows`` are run.
-        dtype: Of x and the weight.
+        dtype: What the weight is multiplied in.
         typical_rows: See ``rows``.
         target: Compiles the kernels.
         hardware: The machine that they are for.
@@ -57,14 +60,14 @@ class Bench:
         rng = np.random.default_rng(0)
         n, k = op.shape
         m = typical_rows if rows is None else rows
-        self._x = rng.standard_normal((m, k)).astype(dtype)
+        self._x = _input(op, rng, m, k)
         self._tensors = tuple(
-            rng.standard_normal((n,) if step == "bias" else (m, n)).astype(dtype)
+            rng.standard_normal((n,) if step == "bias" else (m, n)).astype(np.float32)
             for step in op.epilogue
             if step in TENSOR_STEPS
         )
         # A convolution's kernel sees windows as rows, like any other matmul.
-        matmul = LinearOp(op.name, op.weight, op.epilogue)
+        matmul = in_precision(replace(op, conv=None), dtype)
         self._wanted = evaluate(matmul, self._x, self._tensors)
         self._shape = (m, n)
 
@@ -88,23 +91,37 @@ class Bench:
 
     @property
     def _tolerance(self) -> float:
-        """Of the largest value: the error of a sum of k rounded products."""
-        return 8 * float(np.finfo(self._dtype).eps) * math.sqrt(max(1, self._op.shape[1]))
+        """Of the largest value: the error of a sum of k rounded products.
+
+        Where x or a sum is rounded to fewer bits it is a few of their steps instead.
+        """
+        sums = 8 * float(np.finfo(np.float32).eps) * math.sqrt(max(1, self._op.shape[1]))
+        return sums + _STEPS.get(self._dtype.name, 0.0)
 
     def _load(self, variant: Variant, template: KernelTemplate, session: Session) -> _Loaded:
         weight = in_form(self._op.weight, variant.form, variant.block)
         op = self._op.with_weight(weight)
         problem = problem_of(op, self._rows, self._dtype, self._typical_rows)
-        kernel = template.build(problem, weight, variant.config, self._hardware)
+        kernel = template.build(problem, kernel_weight(op), variant.config, self._hardware)
         assert self._target.compile_kernel is not None
         executable = self._target.compile_kernel(kernel.prim_func, self._hardware)
         module, device = session.load(executable)
-        y = np.full(self._shape, np.nan, self._dtype)
+        y = np.zeros(self._shape, problem.y_dtype)
+        if y.dtype == np.float32:
+            y[...] = np.nan
         arrays = [self._x, *(array for _, array in kernel.operands), *self._tensors, y]
         import tvm
 
         held = [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in arrays]
         return _Loaded(module, device, held)
+
+
+def _input(op: LinearOp, rng: np.random.Generator, m: int, k: int) -> Array:
+    """Random x [m, k] of the kind that the layer takes."""
+    if op.quantization is None or op.quantization.x_dtype == "float32":
+        return rng.standard_normal((m, k)).astype(np.float32)
+    limits = np.iinfo(op.quantization.x_dtype)
+    return rng.integers(limits.min, limits.max + 1, (m, k)).astype(limits.dtype)
 
 
 @dataclass

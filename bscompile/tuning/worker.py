@@ -66,7 +66,8 @@ def opening(layer: Layer, runner: Runner, turns: Path | None) -> dict[str, Any]:
 def _plain(context: TargetContext) -> dict[str, Any]:
     spec = context.hardware
     body = {f.name: getattr(spec, f.name) for f in fields(spec)}
-    return body | {"peak_gflops": dict(spec.peak_gflops)}
+    # Read-only views do not pickle.
+    return body | {"peak_gflops": dict(spec.peak_gflops), "extensions": dict(spec.extensions)}
 
 
 def _measure(bench: Any, body: Mapping[str, Any]) -> list[Measurement]:
