@@ -29,6 +29,7 @@ from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.formats.detect import BlockPattern, detect_blocks
 from bscompile.passes.base import GraphPass
 from bscompile.passes.feature_groups import FeatureGroup, group_of
+from bscompile.passes.feature_layout import Layout
 from bscompile.passes.graph import constant, is_op, only_reader
 from bscompile.passes.select_features import select_features
 from bscompile.passes.shrink_plan import GroupLayer, Index, layers_of
@@ -88,7 +89,7 @@ class AbsorbPermutation(GraphPass):
         options, reasons = [], []
         for side, value, features in sides:
             ignored = shuffle.nodes[-1] if side == "reading" else shuffle.nodes[0]
-            group = group_of(graph, value, shuffle.axis, size, ignoring=ignored)
+            group = group_of(graph, value, Layout(shuffle.axis), size, ignoring=ignored)
             layers = layers_of(group)
             reason = _against(shuffle, group, layers)
             if reason:
@@ -197,8 +198,8 @@ def _reordered(layer: GroupLayer, features: Index) -> tuple[Weight, BlockPattern
     if layer.reads:
         columns = (features[:, None] * layer.taps + np.arange(layer.taps)).reshape(-1)
         weight = weight[:, columns]
-    if layer.makes:
-        weight = weight[features]
+    if layer.outputs:
+        weight = weight[layer.outputs.entries(features)]
     weight = np.ascontiguousarray(weight)
     pattern = detect_blocks(weight)
     if pattern.is_block_sparse:

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from bscompile.dialect import TENSOR_STEPS, read_node, tensor_inputs
 from bscompile.dialect.meaning import apply_step
 from bscompile.passes.feature_groups import POOLING, FeatureGroup, along_features, per_feature
+from bscompile.passes.feature_layout import is_reshape
 from bscompile.passes.graph import constant, is_op
 from bscompile.passes.weight_slices import zero_rows
 
@@ -47,9 +48,16 @@ def known_features(group: FeatureGroup) -> dict[ir.Value, Known]:
             continue
         with np.errstate(all="ignore"):
             if node in group.producers:
-                result = _after_layer(node, known)
+                result = _after_layer(node, known, group)
             elif is_op(node, *POOLING):
                 result = _after_pooling(node, known)
+            elif is_reshape(node) or is_op(node, "Transpose"):
+                assert node.inputs[0] is not None
+                result = known[node.inputs[0]]
+            elif is_op(node, "Softmax", "LogSoftmax"):
+                result = nothing
+            elif is_op(node, "MatMul"):
+                result = _after_product(node, known, group.size)
             else:
                 result = _after_elementwise(node, known, group)
         mask = result.mask & np.isfinite(result.values)
@@ -57,8 +65,9 @@ def known_features(group: FeatureGroup) -> dict[ir.Value, Known]:
     return known
 
 
-def _after_layer(node: ir.Node, known: dict[ir.Value, Known]) -> Known:
+def _after_layer(node: ir.Node, known: dict[ir.Value, Known], group: FeatureGroup) -> Known:
     op = read_node(node)
+    run = group.layouts[node.outputs[0]].run
     mask = zero_rows(op.weight)
     values = np.zeros(len(mask))
     tensors = iter(tensor_inputs(node))
@@ -70,10 +79,22 @@ def _after_layer(node: ir.Node, known: dict[ir.Value, Known]) -> Known:
             if step == "residual" or tensor is None:
                 addend = known.get(source)
                 if addend is None:
-                    return Known(np.zeros_like(mask), values)
-                mask, tensor = mask & addend.mask, addend.values
+                    return Known(np.zeros(group.size, bool), np.zeros(group.size))
+                mask = mask & addend.mask.repeat(run)
+                tensor = addend.values.repeat(run)
         values = np.asarray(apply_step(step, values, tensor, conv=False), np.float64)
-    return Known(mask, values)
+    runs = values.reshape(group.size, run)
+    alike = (runs == runs[:, :1]).all(axis=1)
+    return Known(mask.reshape(group.size, run).all(axis=1) & alike, runs[:, 0])
+
+
+def _after_product(node: ir.Node, known: dict[ir.Value, Known], size: int) -> Known:
+    """A matrix of zeros gives zeros; a product of other constants depends on their number."""
+    mask = np.zeros(size, bool)
+    for value in node.inputs:
+        if value in known:
+            mask |= known[value].mask & (known[value].values == 0)
+    return Known(mask, np.zeros(size))
 
 
 def _after_pooling(node: ir.Node, known: dict[ir.Value, Known]) -> Known:
@@ -90,6 +111,7 @@ def _after_pooling(node: ir.Node, known: dict[ir.Value, Known]) -> Known:
 def _after_elementwise(node: ir.Node, known: dict[ir.Value, Known], group: FeatureGroup) -> Known:
     operands: list[Array | None] = []
     masks = []
+    layout = group.layouts[node.outputs[0]]
     for value in node.inputs:
         array = constant(value)
         if value is None:
@@ -97,11 +119,11 @@ def _after_elementwise(node: ir.Node, known: dict[ir.Value, Known], group: Featu
         elif value in known:
             operands.append(known[value].values)
             masks.append(known[value].mask)
-        elif array is not None and (one := per_feature(array, group.axis, group.size)) is not None:
+        elif array is not None and (one := per_feature(array, layout, group.size)) is not None:
             operands.append(one.astype(np.float64))
             masks.append(np.ones(group.size, bool))
         else:
-            varies = array is not None and along_features(array, group.axis, group.size)
+            varies = array is not None and along_features(array, layout, group.size)
             operands.append(np.zeros(group.size if varies else 1))
             masks.append(np.zeros(group.size, bool))
     result = _evaluate(node, operands)

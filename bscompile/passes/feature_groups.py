@@ -1,22 +1,32 @@
 """Which values of a graph share one feature axis, so that it can only shrink in all of them.
 
 The output of a layer, what elementwise operators make of it and the input of the next layers are
-tied: feature j of one is feature j of all. A group is a connected component of that relation. It
-is closed if every feature comes from a layer with a constant weight and goes only to such layers;
-everything else (Reshape, LayerNormalization, Softmax, inputs and outputs of the graph) blocks it.
+tied: feature j of one is feature j of all. Reshape, Flatten and Transpose carry features along
+(feature_layout.py); Softmax over another axis and products of two activations keep them apart, as
+attention does with its heads. A group is a connected component of that relation. It is closed if
+every feature comes from a layer with a constant weight and goes only to such layers; everything
+else (LayerNormalization, other axes, inputs and outputs of the graph) blocks it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from bscompile.dialect import TENSOR_STEPS, is_float_layer, tensor_inputs
+from bscompile.passes.feature_layout import (
+    Layout,
+    after_reshape,
+    after_transpose,
+    is_reshape,
+    reshape_target,
+)
 from bscompile.passes.graph import constant, is_op
 
 Array = npt.NDArray[Any]
@@ -25,7 +35,7 @@ Array = npt.NDArray[Any]
 ELEMENTWISE = (
     *("Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf"),
     *("Gelu", "Softplus", "Mish", "Exp", "Sqrt", "Abs", "Neg", "Identity", "Clip"),
-    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"),
+    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Where", "IsNaN"),
 )
 #: Keep a feature map of one value that value, except for zeros that are averaged in.
 POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -36,22 +46,29 @@ class FeatureGroup:
     """A connected component of values that share a feature axis.
 
     Attributes:
-        axis: The feature axis from the end: -1 after a matmul, -3 after a convolution.
         size: Number of features.
-        values: The tied values.
+        layouts: The tied values and where the features lie in each.
         producers: Layers whose outputs they are.
         consumers: Layers that read one of them as x.
-        between: Elementwise and pooling nodes, in topological order.
+        between: All other nodes, in topological order.
         blockers: What else makes or reads the values, in words; empty for a closed group.
+        joined: How many features must go together to pass a Reshape that stopped them; 1 if none.
+        is_joined: Whether its features are such, heads for example; single ones may stop elsewhere.
     """
 
-    axis: int
     size: int
-    values: set[ir.Value] = field(default_factory=set)
+    layouts: dict[ir.Value, Layout] = field(default_factory=dict)
     producers: list[ir.Node] = field(default_factory=list)
     consumers: list[ir.Node] = field(default_factory=list)
     between: list[ir.Node] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
+    joined: int = 1
+    is_joined: bool = False
+
+    @property
+    def values(self) -> Set[ir.Value]:
+        """The tied values."""
+        return self.layouts.keys()
 
 
 def feature_axis(node: ir.Node) -> int:
@@ -62,7 +79,7 @@ def feature_axis(node: ir.Node) -> int:
 def group_of(
     graph: ir.Graph,
     start: ir.Value,
-    axis: int,
+    layout: Layout,
     size: int,
     ignoring: ir.Node | None = None,
 ) -> FeatureGroup:
@@ -71,12 +88,11 @@ def group_of(
     Args:
         graph: Where the value lives.
         start: The value.
-        axis: Its feature axis from the end.
+        layout: Where its features lie.
         size: Its number of features.
         ignoring: A node that is no blocker, because the caller will remove it.
     """
-    ties: nx.Graph[ir.Value] = nx.Graph()
-    ties.add_node(start)
+    group = FeatureGroup(size, {start: layout})
     blockers: dict[str, None] = {}
     nodes: set[ir.Node] = set()
     waiting = [start]
@@ -93,76 +109,128 @@ def group_of(
         for node in touching:
             if node is ignoring or (node in nodes and not is_float_layer(node)):
                 continue  # a layer may be met again, it has two sides
-            reached = _tied_by(graph, node, value, axis, size)
+            reached = _tied_by(graph, node, value, group)
             if isinstance(reached, str):
                 blockers[reached] = None
                 continue
             nodes.add(node)
-            for other in reached:
-                if other not in ties:
+            for other, place in reached:
+                if other not in group.layouts:
+                    group.layouts[other] = place
                     waiting.append(other)
-                ties.add_edge(value, other)
-    values = set(nx.node_connected_component(ties, start))
-    group = FeatureGroup(axis, size, values, blockers=list(blockers))
+                elif group.layouts[other] != place:
+                    blockers[f"{node.op_type} brings it together with itself in another order"] = (
+                        None
+                    )
+    group.blockers = list(blockers)
     for node in graph:
         if node not in nodes:
             continue
         if not is_float_layer(node):
             group.between.append(node)
             continue
-        if node.outputs[0] in values:
+        if node.outputs[0] in group.layouts:
             group.producers.append(node)
             if _computed_bias(node):
                 group.blockers.append(f"the bias of {node.name} is computed")
-        if node.inputs[0] in values:
+        if node.inputs[0] in group.layouts:
             group.consumers.append(node)
     return group
 
 
-def _tied_by(
-    graph: ir.Graph, node: ir.Node, value: ir.Value, axis: int, size: int
-) -> list[ir.Value] | str:
+Ties = list[tuple[ir.Value, Layout]]
+
+
+def _tied_by(graph: ir.Graph, node: ir.Node, value: ir.Value, group: FeatureGroup) -> Ties | str:
     """The values that a node ties to one of its own, or why it blocks the group."""
+    layout = group.layouts[value]
     if node.graph is not graph:
         return "the body of If or Loop reads it"
     if is_float_layer(node):
-        return _tied_by_layer(node, value, axis)
+        return _tied_by_layer(node, value, layout)
     y = node.outputs[0]
-    if is_op(node, *POOLING) and axis == -3 and len(node.outputs) == 1:
+    if is_op(node, *POOLING) and layout == Layout(-3) and len(node.outputs) == 1:
         assert node.inputs[0] is not None
-        return [node.inputs[0], y]
-    if not is_op(node, *ELEMENTWISE):
-        verb = "makes" if value is y or value in node.outputs else "reads"
+        return [(node.inputs[0], layout), (y, layout)]
+    if is_reshape(node):
+        return _tied_by_reshape(node, value, group)
+    if is_op(node, "Transpose"):
+        return _tied_by_transpose(node, value, layout)
+    if is_op(node, "Softmax", "LogSoftmax") and not _along(node, layout):
+        assert node.inputs[0] is not None
+        return [(node.inputs[0], layout), (y, layout)]
+    per_matrix = is_op(node, "MatMul") and layout.axis <= -3
+    if not per_matrix and not is_op(node, *ELEMENTWISE):
+        verb = "makes" if value in node.outputs else "reads"
         return f"{node.op_type} {verb} it"
+    return _tied_by_broadcast(node, value, layout, group.size)
+
+
+def _along(node: ir.Node, layout: Layout) -> bool:
+    """Whether a Softmax goes over the features."""
+    shape, axis = node.outputs[0].shape, node.attributes.get_int("axis", -1)
+    return shape is None or axis in (layout.axis, len(shape) + layout.axis)
+
+
+def _tied_by_broadcast(node: ir.Node, value: ir.Value, layout: Layout, size: int) -> Ties | str:
+    """Each feature of the result comes from that feature of the operands alone."""
+    axis, y = layout.axis, node.outputs[0]
     tied = [y]
     for other in node.inputs:
         if other is None or constant(other) is not None:
             continue
-        if other.shape is None or len(other.shape) < -axis:
+        if other.shape is None:
             return f"an operand of {node.op_type} has an unknown shape"
-        if other.shape[axis] == size:
+        length = other.shape[axis] if len(other.shape) >= -axis else 1
+        if length == size * layout.run:
             tied.append(other)
-        elif other is value or other.shape[axis] != 1:
+        elif other is value or length != 1:
             return f"an operand of {node.op_type} broadcasts its features"
-    if y.shape is None or len(y.shape) < -axis or y.shape[axis] != size:
+    if y.shape is None or len(y.shape) < -axis or y.shape[axis] != size * layout.run:
         return f"{node.op_type} broadcasts it"
-    return tied
+    return [(v, layout) for v in tied]
 
 
-def _tied_by_layer(node: ir.Node, value: ir.Value, axis: int) -> list[ir.Value] | str:
+def _tied_by_reshape(node: ir.Node, value: ir.Value, group: FeatureGroup) -> Ties | str:
+    x, y = node.inputs[0], node.outputs[0]
+    verb = "makes" if value is y else "reads"
+    other = x if value is y else y
+    if x is None or other is None or (value is not x and value is not y):
+        return f"{node.op_type} takes it for a shape"
+    if x.shape is None or y.shape is None or value.shape is None or other.shape is None:
+        return f"{node.op_type} {verb} it"
+    layout = after_reshape(value.shape, other.shape, group.layouts[value], group.size)
+    if isinstance(layout, int):
+        group.joined = math.lcm(group.joined, layout)
+    if not isinstance(layout, Layout):
+        return f"{node.op_type} {verb} it"
+    at_y = layout if other is y else group.layouts[value]
+    if reshape_target(x.shape, y.shape, at_y.axis, 1) is None:
+        return f"{node.op_type} {verb} it with sizes that are not known"
+    return [(value, group.layouts[value]), (other, layout)]
+
+
+def _tied_by_transpose(node: ir.Node, value: ir.Value, layout: Layout) -> Ties | str:
+    x, y = node.inputs[0], node.outputs[0]
+    if x is None or value.shape is None:
+        return "Transpose moves it and its rank is not known"
+    moved = after_transpose(node, layout, len(value.shape), backwards=value is y)
+    return [(value, layout), (x if value is y else y, moved)]
+
+
+def _tied_by_layer(node: ir.Node, value: ir.Value, layout: Layout) -> Ties | str:
     """A layer ends the group at x and at y; its residual is tied to y."""
     steps = [s for s in node.attributes["epilogue"].as_string().split(",") if s in TENSOR_STEPS]
     tensors = list(zip(steps, tensor_inputs(node), strict=True))
     if any(tensor is value and step == "bias" for step, tensor in tensors):
         return f"{node.name} adds it as a bias"
-    own = feature_axis(node)
-    if own != axis:
+    if layout.axis != feature_axis(node) or (layout.run > 1 and layout.axis != -1):
         return f"{node.name} reads it along another axis"
     residuals = [tensor for step, tensor in tensors if step == "residual"]
     tied = [node.inputs[0]] if value is node.inputs[0] else []
     if value is node.outputs[0] or value in residuals:
         tied += [node.outputs[0], *residuals]
-    return [v for v in tied if v is not None]
+    return [(v, layout) for v in tied if v is not None]
 
 
 def _computed_bias(node: ir.Node) -> bool:
@@ -171,20 +239,21 @@ def _computed_bias(node: ir.Node) -> bool:
     return any(step == "bias" and constant(tensor) is None for step, tensor in tensors)
 
 
-def along_features(array: Array, axis: int, size: int) -> bool:
-    """Whether a constant operand has one entry per feature (rather than one for all)."""
-    return array.ndim >= -axis and array.shape[axis] == size
+def along_features(array: Array, layout: Layout, size: int) -> bool:
+    """Whether a constant operand has entries of its own for each feature."""
+    return array.ndim >= -layout.axis and array.shape[layout.axis] == size * layout.run
 
 
-def per_feature(array: Array, axis: int, size: int) -> Array | None:
-    """A constant operand as [features] or [1]; None if it varies along other axes."""
+def per_feature(array: Array, layout: Layout, size: int) -> Array | None:
+    """A constant operand as [features] or [1]; None if it varies otherwise."""
     if array.size == 1:
         return array.reshape(1)
-    if along_features(array, axis, size) and array.size == size:
-        return array.reshape(size)
-    return None
+    if not along_features(array, layout, size) or array.size != size * layout.run:
+        return None
+    runs = array.reshape(size, layout.run)
+    return runs[:, 0] if (runs == runs[:, :1]).all() else None
 
 
-def take_features(array: Array, axis: int, keep: npt.NDArray[np.int64]) -> Array:
+def take_features(array: Array, layout: Layout, keep: npt.NDArray[np.int64]) -> Array:
     """The kept features of a constant operand."""
-    return np.ascontiguousarray(np.take(array, keep, axis=axis))
+    return np.ascontiguousarray(np.take(array, layout.entries(keep), axis=layout.axis))

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from bscompile.dialect import FOUND_KEY, TENSOR_STEPS, LinearOp, Weight, make_node, tensor_inputs
 from bscompile.passes.feature_groups import FeatureGroup, along_features, take_features
-from bscompile.passes.graph import add_initializer, constant, replace
+from bscompile.passes.feature_layout import Layout, is_reshape, reshape_target
+from bscompile.passes.graph import add_initializer, constant, is_op, replace
 from bscompile.passes.shrink_plan import GroupLayer, Index
 
 Array = npt.NDArray[Any]
@@ -36,16 +37,22 @@ def select_features(
         weights: The new weight of each layer.
         shifts: What to add to each layer's bias, [out] before the layer itself is cut.
     """
-    for value in group.values:
+    for node in group.between:
+        if is_reshape(node):
+            _reshape_anew(graph, node, group.layouts[node.outputs[0]], len(features))
+    for value, layout in group.layouts.items():
         assert value.shape is not None
         dims = list(value.shape)
-        dims[group.axis] = len(features)
+        dims[layout.axis] = len(features) * layout.run
         value.shape = ir.Shape(dims)
     for node in group.between:
+        if is_reshape(node):
+            continue
+        layout = group.layouts[node.outputs[0]]
         for place, operand in enumerate(node.inputs):
             array = constant(operand)
-            if array is not None and along_features(array, group.axis, group.size):
-                kept = take_features(array, group.axis, features)
+            if array is not None and along_features(array, layout, group.size):
+                kept = take_features(array, layout, features)
                 name = f"{node.name or node.op_type}.{place}"
                 node.replace_input_with(place, add_initializer(graph, name, kept))
     for place, (layer, weight) in enumerate(zip(layers, weights, strict=True)):
@@ -54,12 +61,26 @@ def select_features(
         assert x is not None
         if shifts is not None and shifts[place].any():
             _add_bias(graph, layer.op.name, shifts[place], steps, tensors)
-        if layer.makes:
-            _take_bias(graph, layer.op.name, features, steps, tensors)
+        if layer.outputs:
+            _take_bias(graph, layer.op.name, layer.outputs.entries(features), steps, tensors)
         op = LinearOp(layer.op.name, weight, tuple(steps), layer.op.conv)
         made = make_node(op, graph, x, tuple(tensors), layer.node.outputs[0])
         _keep_found(layer.node, made, weight)
         replace(graph, [layer.node], [made])
+
+
+def _reshape_anew(graph: ir.Graph, node: ir.Node, layout: Layout, features: int) -> None:
+    """Ask a Reshape, Flatten, Squeeze or Unsqueeze for the new number of features."""
+    if not is_op(node, "Reshape"):
+        return  # these follow from the input's shape
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    assert x.shape is not None
+    assert y.shape is not None
+    target = reshape_target(x.shape, y.shape, layout.axis, features * layout.run)
+    shape = add_initializer(graph, f"{node.name or 'reshape'}.shape", np.array(target, np.int64))
+    node.replace_input_with(1, shape)
+    node.attributes.pop("allowzero", None)
 
 
 def _add_bias(

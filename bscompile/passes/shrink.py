@@ -8,20 +8,23 @@
 
 The feature goes from every value that shares its axis: through elementwise operators with
 constants or with each other (gates: act(0) times anything is 0), residual sums between layers,
-pooling, and along channels of convolutions. Removing rows may leave columns of the same layer
+pooling, and along channels of convolutions, also where these are flattened for a linear layer.
+Heads of attention are features as well, each with all its entries: a head goes if nobody reads
+what it gives, or if its values are zero. Removing rows may leave columns of the same layer
 zero, so the search goes on until nothing changes. Graph inputs and outputs stay as they are.
 
 Removed are single features, or whole blocks where single ones would break blocks apart;
 sizes that fill vector registers are kept so.
 
-Refuses: features that a Reshape (heads), LayerNormalization, Softmax, or the graph's border also
-sees; a constant c other than zero under zero padding; factors cut inside a block. A layer never
-loses its last feature.
+Refuses: features that LayerNormalization, Softmax, a Reshape across them, or the graph's border
+also sees; a constant c other than zero under zero padding; factors cut inside a block. A layer
+never loses its last feature.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,7 @@ from bscompile.passes.feature_groups import (
     feature_axis,
     group_of,
 )
+from bscompile.passes.feature_layout import Layout
 from bscompile.passes.select_features import select_features
 from bscompile.passes.shrink_plan import (
     GroupLayer,
@@ -49,7 +53,6 @@ from bscompile.passes.shrink_plan import (
 )
 from bscompile.passes.weight_slices import (
     zero_columns,
-    zero_rows,
 )
 
 Array = npt.NDArray[Any]
@@ -77,14 +80,18 @@ class Shrink(GraphPass):
             for value, size in _ends(node):
                 if value in seen:
                     continue
-                group = group_of(graph, value, feature_axis(node), size)
-                seen |= group.values
-                changed |= self._shrink(graph, group, told)
+                for group in _groups(graph, value, Layout(feature_axis(node)), size):
+                    shrunk = self._shrink(graph, group, told)
+                    changed |= shrunk
+                    if shrunk or not group.is_joined:
+                        seen |= group.values
+                    if shrunk:
+                        break
         return changed
 
     def _shrink(self, graph: ir.Graph, group: FeatureGroup, told: set[tuple[str, str]]) -> bool:
         layers = layers_of(group)
-        dead = [layer for layer in layers if layer.makes and zero_rows(layer.op.weight).any()]
+        dead = [layer for layer in layers if layer.makes and layer.dead(group.size).any()]
         if not dead and not any(la.reads and zero_columns(la.op.weight).any() for la in layers):
             return False
         known = known_features(group)
@@ -92,7 +99,7 @@ class Shrink(GraphPass):
         if not removable.any() and not dead:
             return False
         name = (dead or layers)[0].op.name
-        count = int(removable.sum()) or int(zero_rows(dead[0].op.weight).sum())
+        count = int(removable.sum()) or int(dead[0].dead(group.size).sum())
         plan = None
         if group.blockers or not removable.any():
             reason = group.blockers[0] if group.blockers else why
@@ -112,6 +119,18 @@ class Shrink(GraphPass):
         names = ", ".join(layer.op.name for layer in layers)
         self.applied_to(name, f"{group.size} features become {len(keep)} in {names}")
         return True
+
+
+def _groups(graph: ir.Graph, value: ir.Value, layout: Layout, size: int) -> Iterator[FeatureGroup]:
+    """Features joined where a Reshape cuts between some of them (heads), then one by one."""
+    group = group_of(graph, value, layout, size)
+    if group.blockers and group.joined > 1 and size % group.joined == 0:
+        joined = Layout(layout.axis, group.joined)
+        wider = group_of(graph, value, joined, size // group.joined)
+        wider.is_joined = True
+        if not wider.blockers:
+            yield wider
+    yield group
 
 
 def _ends(node: ir.Node) -> list[tuple[ir.Value, int]]:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bscompile.dialect import LinearOp, Weight, read_node, tensor_inputs
 from bscompile.passes.feature_constants import Known
 from bscompile.passes.feature_groups import FeatureGroup
+from bscompile.passes.feature_layout import Layout
 from bscompile.passes.graph import constant
 from bscompile.passes.weight_slices import (
     granularity,
@@ -25,6 +26,7 @@ from bscompile.passes.weight_slices import (
     take_columns,
     take_rows,
     zero_columns,
+    zero_rows,
 )
 
 Array = npt.NDArray[Any]
@@ -36,24 +38,57 @@ _VECTOR = 16  # features; layers of more than two vectors stay multiples of it
 
 @dataclass(eq=False)
 class GroupLayer:
-    """A layer at the end of a group: it makes the features, reads them, or both."""
+    """A layer at the end of a group: it makes the features, reads them, or both.
+
+    Attributes:
+        node: The layer.
+        op: What it means.
+        outputs: Where the features lie in y, None where it does not make them.
+        inputs: Where they lie in x, None where it does not read them.
+    """
 
     node: ir.Node
     op: LinearOp
-    makes: bool
-    reads: bool
+    outputs: Layout | None
+    inputs: Layout | None
+
+    @property
+    def makes(self) -> bool:
+        """Whether the features are outputs of the layer."""
+        return self.outputs is not None
+
+    @property
+    def reads(self) -> bool:
+        """Whether the features are inputs of the layer."""
+        return self.inputs is not None
 
     @property
     def taps(self) -> int:
         """Columns of W per input feature."""
-        return math.prod(self.op.conv.kernel) if self.op.conv else 1
+        if self.op.conv:
+            return math.prod(self.op.conv.kernel)
+        return self.inputs.run if self.inputs else 1
+
+    def dead(self, size: int) -> Mask:
+        """Bool [size]: features whose rows of W are all zero."""
+        assert self.outputs is not None
+        rows = zero_rows(self.op.weight).reshape(size, self.outputs.run)
+        return np.asarray(rows.all(axis=1))
 
 
 def layers_of(group: FeatureGroup) -> list[GroupLayer]:
     """The layers at the ends of a group, each once."""
     makes, reads = set(group.producers), set(group.consumers)
-    nodes = dict.fromkeys([*group.producers, *group.consumers])
-    return [GroupLayer(node, read_node(node), node in makes, node in reads) for node in nodes]
+    at = group.layouts
+    return [
+        GroupLayer(
+            node,
+            read_node(node),
+            at[node.outputs[0]] if node in makes else None,
+            at[node.inputs[0]] if node in reads and node.inputs[0] is not None else None,
+        )
+        for node in dict.fromkeys([*group.producers, *group.consumers])
+    ]
 
 
 def removable_features(
@@ -136,8 +171,8 @@ def _common_step(layers: list[GroupLayer]) -> int:
     step = 1
     for layer in layers:
         rows, columns = granularity(layer.op.weight)
-        if layer.makes:
-            step = math.lcm(step, rows)
+        if layer.outputs:
+            step = math.lcm(step, math.lcm(rows, layer.outputs.run) // layer.outputs.run)
         if layer.reads:
             step = math.lcm(step, math.lcm(columns, layer.taps) // layer.taps)
     return step
@@ -148,6 +183,6 @@ def _cut(layer: GroupLayer, keep: Index) -> Weight | None:
     if layer.reads:
         columns = (keep[:, None] * layer.taps + np.arange(layer.taps)).reshape(-1)
         weight = take_columns(layer.op.weight, columns)
-    if layer.makes and weight is not None:
-        weight = take_rows(weight, keep)
+    if layer.outputs and weight is not None:
+        weight = take_rows(weight, layer.outputs.entries(keep))
     return weight

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from bscompile.dialect import is_dialect, read_node
 from bscompile.importer import load_model
@@ -353,3 +354,116 @@ def test_a_computed_bias_stops_its_own_layer():
     assert shapes(model) == [(20, 12), (10, 20)]
     assert "1 of 20 features are dead, but the bias of" in step.refused[0].text
     assert "is computed" in step.refused[0].text
+
+
+def flattened(flatten, pool="a = Identity(c)", dead=(1, 5), unused=()):
+    """Convolution, maybe pooling, flattening, linear layer; 4x4 images leave 16 or 4 a channel."""
+    area = 4 if "Pool" in pool else 16
+    fc = dense(5, 8 * area, seed=3)
+    fc.reshape(5, 8, area)[:, list(unused)] = 0
+    weights = {
+        "K": without(dense(8, 27), rows=dead).reshape(8, 3, 3, 3),
+        "b": dense(8, seed=2),
+        "W": fc,
+        "d": dense(5, seed=4),
+        "flat": np.array([-1, 8 * area]),
+        "zero": np.array([0, -1]),
+    }
+    text = f"""agraph (float[N, 3, 4, 4] x) => (float[N, 5] z) {{
+        c0 = Conv<pads = [1, 1, 1, 1]>(x, K, b)
+        c = Relu(c0)
+        {pool}
+        {flatten}
+        z = Gemm<transB = 1>(f, W, d)
+    }}"""
+    used = {name: array for name, array in weights.items() if f"{name}" in text}
+    return model_from(text, used)
+
+
+POOL = "a = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)"
+
+
+@pytest.mark.parametrize("pool", ["a = Identity(c)", POOL])
+@pytest.mark.parametrize("flatten", ["Flatten(a)", "Reshape(a, flat)", "Reshape(a, zero)"])
+def test_channels_go_through_flattening(flatten, pool):
+    """Dead channels with a constant and unused ones; the linear layer loses h·w columns of each."""
+    area = 4 if "Pool" in pool else 16
+    proto = flattened(f"f = {flatten}", pool, dead=(1, 5), unused=(2,))
+    model, step = shrink(proto, {"x": dense(3, 3, 4, 4, seed=9)})
+    assert shapes(model) == [(5, 27), (5, 5 * area)]
+    assert "8 features become 5" in step.applied[0].text
+
+
+def test_single_columns_after_flattening_stay():
+    """A pixel that nobody reads is not a channel."""
+    proto = flattened("f = Flatten(a)", dead=())
+    for tensor in proto.graph.initializer:
+        if tensor.name == "W":
+            array = numpy_helper.to_array(tensor).copy()
+            array[:, [0, 17]] = 0
+            tensor.CopyFrom(numpy_helper.from_array(array, "W"))
+    model, _ = shrink(proto, {"x": dense(2, 3, 4, 4, seed=9)})
+    assert shapes(model) == [(8, 27), (5, 128)]
+
+
+HEADS, D = 4, 6
+
+
+def attention(shape="split", dead_value=(), unused=(), **rows):
+    """Self-attention as exporters write it: [b, s, h d] -> [b, s, h, d] -> [b, h, s, d]."""
+    size = HEADS * D
+    heads = {
+        name: without(dense(size, size, seed=seed), rows=rows.get(name, ()))
+        for seed, name in enumerate(("Wq", "Wk", "Wv"), 2)
+    }
+    o = dense(size, size, seed=5)
+    value_bias = dense(size, seed=8)
+    for head in dead_value:
+        heads["Wv"][head * D : (head + 1) * D] = 0
+        value_bias[head * D : (head + 1) * D] = 0
+    for head in unused:
+        o[:, head * D : (head + 1) * D] = 0
+    weights = {
+        **{name: np.ascontiguousarray(w.T) for name, w in heads.items()},
+        "Wo": np.ascontiguousarray(o.T),
+        "bv": value_bias,
+        "scale": np.float32(D**-0.5),
+        "split": np.array([0, 0, HEADS, D] if shape == "split" else [2, -1, HEADS, D]),
+        "merge": np.array([0, 0, -1] if shape == "split" else [2, -1, size]),
+        "m": np.triu(np.full((5, 5), -1e9, np.float32), 1),
+    }
+    text = f"""agraph (float[2, 5, {size}] x) => (float[2, 5, {size}] z) {{
+        q0 = MatMul(x, Wq)  q1 = Reshape(q0, split)  q = Transpose<perm = [0, 2, 1, 3]>(q1)
+        k0 = MatMul(x, Wk)  k1 = Reshape(k0, split)  k = Transpose<perm = [0, 2, 3, 1]>(k1)
+        v0 = MatMul(x, Wv)  v2 = Add(v0, bv)  v1 = Reshape(v2, split)
+        v = Transpose<perm = [0, 2, 1, 3]>(v1)
+        s0 = MatMul(q, k)  s1 = Mul(s0, scale)  s = Add(s1, m)  p = Softmax<axis = -1>(s)
+        o0 = MatMul(p, v)  o1 = Transpose<perm = [0, 2, 1, 3]>(o0)  o2 = Reshape(o1, merge)
+        z = MatMul(o2, Wo)
+    }}"""
+    return model_from(text, weights)
+
+
+@pytest.mark.parametrize("shape", ["split", "numbers"])
+@pytest.mark.parametrize(("dead", "unused"), [((2,), ()), ((), (0, 3)), ((1,), (2,))])
+def test_whole_heads_go(shape, dead, unused):
+    """A head whose values are zero, or whose outputs nobody reads, leaves all four layers."""
+    proto = attention(shape, dead_value=dead, unused=unused)
+    model, step = shrink(proto, {"x": dense(2, 5, HEADS * D, seed=9)})
+    kept, size = (HEADS - len(dead) - len(unused)) * D, HEADS * D
+    assert shapes(model) == [(kept, size), (kept, size), (kept, size), (size, kept)]
+    assert f"{HEADS} features become {kept // D}" in step.applied[0].text
+
+
+def test_a_head_with_constant_values_stays():
+    """Softmax sums to one only nearly, so that a constant is not one any more."""
+    proto = attention(Wv=range(D, 2 * D))
+    model, _ = shrink(proto, {"x": dense(2, 5, HEADS * D, seed=9)})
+    assert shapes(model) == [(HEADS * D, HEADS * D)] * 4
+
+
+def test_a_part_of_a_head_stays():
+    proto = attention(Wv=range(D + 1, 2 * D + 3))
+    model, step = shrink(proto, {"x": dense(2, 5, HEADS * D, seed=9)})
+    assert shapes(model) == [(HEADS * D, HEADS * D)] * 4
+    assert ["Reshape reads it" in note.text for note in step.refused] == [True], step.refused

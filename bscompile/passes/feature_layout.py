@@ -1,0 +1,109 @@
+"""Where the features of a group lie in a value, and where a movement of data takes them.
+
+A feature is a run of consecutive entries along one axis: one entry after a layer, h·w entries
+after Flatten made [n, c, h, w] into [n, c h w], one head's d entries in [b, s, heads d]. Reshape
+keeps the order of entries in memory, so a feature that is one run before is one run after,
+provided that an axis starts and ends where the features do:
+
+    [.., size run, tail]  ->  [.., size run', tail']    with run tail = run' tail'
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bscompile.passes.graph import is_op
+
+Index = npt.NDArray[np.int64]
+Dims = ir.Shape | Sequence[int | ir.SymbolicDim]
+
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The place of features in a value.
+
+    Attributes:
+        axis: Their axis from the end: -1 after a matmul, -3 after a convolution.
+        run: Entries of that axis per feature.
+    """
+
+    axis: int
+    run: int = 1
+
+    def entries(self, features: Index) -> Index:
+        """The positions along the axis that features take up, in their order."""
+        return (features[:, None] * self.run + np.arange(self.run)).reshape(-1)
+
+
+def after_reshape(old: Dims, new: Dims, layout: Layout, size: int) -> Layout | int | None:
+    """Where ``size`` features lie after a value of shape ``old`` was given the shape ``new``.
+
+    Returns:
+        Their layout; or how many of them must go together to have one; or None.
+    """
+    tail = _product(old[len(old) + layout.axis + 1 :])
+    if tail is None:
+        return None
+    block = layout.run * tail  # entries of a feature, one after the other
+    joined: int | None = None
+    inner = 1
+    for axis in range(-1, -len(new) - 1, -1):
+        length = new[axis]
+        if not isinstance(length, int):
+            return joined
+        if length * inner == size * block:
+            if block % inner == 0:
+                return Layout(axis, block // inner)
+            if inner % block == 0:
+                joined = inner // block
+        inner *= length
+    return joined
+
+
+def after_transpose(node: ir.Node, layout: Layout, rank: int, backwards: bool) -> Layout:
+    """Where features lie on the other side of a Transpose."""
+    perm = list(node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
+    axis = rank + layout.axis
+    moved = perm[axis] if backwards else perm.index(axis)
+    return Layout(moved - rank, layout.run)
+
+
+def reshape_target(old: Dims, new: Dims, axis: int, length: int) -> list[int] | None:
+    """What to ask Reshape for, so that only one axis of its result has another length.
+
+    Args:
+        old: Shape of the input; axes of unknown length keep their place or there is one of them.
+        new: Shape of the result so far.
+        axis: The axis that changes, from the end.
+        length: Its new length.
+    """
+    if 0 in new:
+        return None  # Reshape reads a 0 as «what it was»
+    target = []
+    for place, size in enumerate(new):
+        if place == len(new) + axis:
+            target.append(length)
+        elif isinstance(size, int):
+            target.append(size)
+        else:
+            copied = place < len(old) and old[place] == size and size.value is not None
+            target.append(0 if copied else -1)
+    return target if target.count(-1) <= 1 else None
+
+
+def is_reshape(node: ir.Node) -> bool:
+    """Whether a node gives its input another shape and keeps the order of its entries."""
+    return is_op(node, *RESHAPES)
+
+
+def _product(sizes: Dims) -> int | None:
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if len(known) == len(sizes) else None
