@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile.dialect import LinearOp, Weight
+from bscompile.dialect import ConvGeometry, LinearOp, Weight
 from bscompile.errors import TargetError
 from bscompile.formats import KroneckerSum
 
@@ -116,6 +116,23 @@ class Problem:
         return self.typical_m if self.m is None else self.m
 
 
+@dataclass(frozen=True)
+class Image:
+    """What a convolution's kernel reads itself: x [batch, height, width · channels].
+
+    Attributes:
+        conv: Its geometry; the padding is part of the image already.
+        height: Rows of one image.
+        width: Columns of one image.
+        channels: Values at one position; W's columns are in the order (kh, kw, channels).
+    """
+
+    conv: ConvGeometry
+    height: int
+    width: int
+    channels: int
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A built kernel.
@@ -148,6 +165,28 @@ class KernelTemplate(ABC):
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
     ) -> Kernel:
         """Generate the kernel and pack the weight for it."""
+
+    def build_conv(
+        self,
+        problem: Problem,
+        weight: Weight,
+        config: Config,
+        hardware: HardwareSpec,
+        image: Image,
+    ) -> Kernel | None:
+        """The kernel of a convolution that reads the image itself.
+
+        Args:
+            problem: The matmul over the windows; ``space`` and ``cost`` are about that.
+            weight: W [n, kh·kw·channels].
+            config: A configuration of ``space``.
+            hardware: The machine.
+            image: What takes the place of the windows.
+
+        Returns:
+            None where this template needs the windows written out, as [m, channels·kh·kw].
+        """
+        return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import relax
 
 from bscompile.targets.cpu.fuse_attention import FuseAttention
+from bscompile.targets.cpu.fuse_depthwise import FuseDepthwise
 from bscompile.targets.cpu.fuse_matmul import FuseMatmul
 from bscompile.targets.cpu.fuse_rows import FuseRows
 from bscompile.targets.cpu.legalize import FAST_MATH
@@ -28,6 +29,7 @@ def passes(hardware: HardwareSpec) -> list[Any]:
         _T.DecomposeOpsForInference(),
         _T.CanonicalizeBindings(),
         FuseAttention(hardware),
+        FuseDepthwise(hardware),
         FuseMatmul(hardware),
         FuseRows(hardware),
         _T.DeadCodeElimination(),

@@ -6,7 +6,15 @@ import numpy as np
 
 from bscompile.dialect import Weight, dense_weight
 from bscompile.dialect.precision import itemsize
-from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.base import (
+    Array,
+    Config,
+    HardwareSpec,
+    Image,
+    Kernel,
+    KernelTemplate,
+    Problem,
+)
 from bscompile.targets.kernels.packing import stored, widens
 from bscompile.targets.kernels.roofline import (
     COLLIDE,
@@ -68,14 +76,32 @@ class DenseTemplate(KernelTemplate):
 
         panels = pack_panels(stored(dense_weight(weight), problem.dtype), int(config["width"]))
         operands = (("panels", panels),)
-        func = dense.generate(
-            problem,
-            operands,
-            rows=int(config["rows"]),
-            lanes=lanes_of(hardware),
-            tasks=int(config["tasks"]),
-        )
+        func = dense.generate(problem, operands, **_tiling(config, hardware))
         return Kernel(func, operands)
+
+    def build_conv(
+        self,
+        problem: Problem,
+        weight: Weight,
+        config: Config,
+        hardware: HardwareSpec,
+        image: Image,
+    ) -> Kernel:
+        """Pack the weight in panels; the tile's rows are positions of one output row."""
+        from bscompile.targets.kernels.code import dense_conv
+
+        panels = pack_panels(stored(dense_weight(weight), problem.dtype), int(config["width"]))
+        operands = (("panels", panels),)
+        func = dense_conv.generate(problem, operands, image, **_tiling(config, hardware))
+        return Kernel(func, operands)
+
+
+def _tiling(config: Config, hardware: HardwareSpec) -> dict[str, int]:
+    return {
+        "rows": int(config["rows"]),
+        "lanes": lanes_of(hardware),
+        "tasks": int(config["tasks"]),
+    }
 
 
 def pack_panels(weight: Array, width: int) -> Array:

@@ -13,6 +13,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from bscompile.dialect import DOMAIN
 from bscompile.targets.lowering import (
+    convolution,
     index_converters,
     linear,
     number_converters,
@@ -40,6 +41,7 @@ _NOT_STANDARD = (
 )
 
 OWN: dict[tuple[str, str], Converter] = {
+    ("", "Conv"): convolution.convert_grouped,
     ("", "ConstantOfShape"): shape_converters.constant_of_shape,
     ("", "Dropout"): number_converters.dropout,
     ("", "Expand"): shape_converters.expand,
@@ -66,9 +68,9 @@ OWN: dict[tuple[str, str], Converter] = {
     (DOMAIN, "KroneckerMatMul"): linear.convert_matmul,
     (DOMAIN, "QuantizedDenseMatMul"): linear.convert_matmul,
     (DOMAIN, "QuantizedBlockSparseMatMul"): linear.convert_matmul,
-    (DOMAIN, "DenseConv"): linear.convert_conv,
-    (DOMAIN, "BlockSparseConv"): linear.convert_conv,
-    (DOMAIN, "KroneckerConv"): linear.convert_conv,
+    (DOMAIN, "DenseConv"): convolution.convert_conv,
+    (DOMAIN, "BlockSparseConv"): convolution.convert_conv,
+    (DOMAIN, "KroneckerConv"): convolution.convert_conv,
 }
 
 
@@ -84,17 +86,18 @@ def find_converter(domain: str, op_type: str) -> Converter | None:
     tvm_map = onnx_frontend._get_convert_map()
     if domain == "":
         names = tuple(name for name in tvm_map if name not in _NOT_STANDARD)
-    return _from_tvm(tvm_map[op_type]) if op_type in names else None
+    return from_tvm(op_type) if op_type in names else None
 
 
 def _reduction(view: NodeView) -> Any:
     result = reduce_converters.reduction(view)
-    if result is not None:
-        return result
-    return _from_tvm(onnx_frontend._get_convert_map()[view.node.op_type])(view)
+    return from_tvm(view.node.op_type)(view) if result is None else result
 
 
-def _from_tvm(converter_class: Any) -> Converter:
+def from_tvm(op_type: str) -> Converter:
+    """TVM's own converter of an operator."""
+    converter_class = onnx_frontend._get_convert_map()[op_type]
+
     def convert(view: NodeView) -> Any:
         inputs = [view.expr(i) for i in range(len(view.node.inputs))]
         function = converter_class.get_converter(view.standard_opset)

@@ -191,6 +191,7 @@ class Importer:
         return sizes
 
     def _convert(self, node: ir.Node) -> None:
+        from bscompile.targets.lowering import channels_last
         from bscompile.targets.lowering.support import converter_of
 
         if node.op_type == "Constant" and node.domain == "":
@@ -205,7 +206,7 @@ class Importer:
             limit = parameter_limit(node, self._is_known) if node.domain == "" else None
             if limit:
                 raise ValueError(limit)
-            result = converter_of(node, opset)(view)
+            result = channels_last.convert(view, converter_of(node, opset))
         except BscompileError:
             raise
         except Exception as error:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 
-from bscompile.dialect import CHOICE_KEY, ConvGeometry, LinearOp, read_node, weight_inputs
+from bscompile.dialect import CHOICE_KEY, TENSOR_STEPS, LinearOp, read_node, weight_inputs
 from bscompile.dialect.precision import kernel_weight, precision_of
 from bscompile.errors import TargetError
-from bscompile.targets.base import Config, Kernel, KernelTemplate, Problem, problem_of
+from bscompile.targets.base import Config, Image, Kernel, KernelTemplate, Problem, problem_of
 from bscompile.targets.lowering.shape_converters import product, reshaped, shape_of
 
 if TYPE_CHECKING:
@@ -33,72 +34,41 @@ def convert_matmul(view: NodeView) -> Any:
     m = product(leading)
     rows = reshaped(view.bb, x, [m, k])
     tensors = [
-        expr if step == "bias" else reshaped(view.bb, expr, [m, n])
-        for step, expr in _epilogue_tensors(view, op)
+        view.expr(index) if step == "bias" else reshaped(view.bb, view.expr(index), [m, n])
+        for step, index in epilogue_tensors(op, view.node)
     ]
-    y = _call(view, op, rows, m, tensors)
+    call = kernel_call(view, op, str(rows.ty.dtype), m)
+    assert call is not None  # only kernels that read images may be missing
+    y = call(rows, tensors)
     return reshaped(view.bb, y, [*leading, tirx.const(n, "int64")])
 
 
-def convert_conv(view: NodeView) -> Any:
-    """Y [b, n, oh, ow] from x [b, c, h, w]: a matmul over the windows, m = b·oh·ow."""
-    op = read_node(view.node)
-    conv = op.conv
-    assert conv is not None
-    x = view.expr(0)
-    batch, _, height, width = shape_of(x)
-    n, k = op.shape
-    oh, ow = conv.output_size(height, width)
-    m = product([batch, oh, ow])
-    bb = view.bb
-    windows = bb.emit_te(lambda image: _windows(image, conv), x, primfunc_name_hint="im2col")
-    rows = reshaped(bb, windows, [m, k])
-    tensors = []
-    for step, expr in _epilogue_tensors(view, op):
-        if step == "residual":
-            expr = bb.emit(relax.op.permute_dims(expr, [0, 2, 3, 1]))
-            expr = reshaped(bb, expr, [m, n])
-        tensors.append(expr)
-    y = _call(view, op, rows, m, tensors)
-    image = reshaped(bb, y, [batch, oh, ow, tirx.const(n, "int64")])
-    return relax.op.permute_dims(image, [0, 3, 1, 2])
+def epilogue_tensors(op: LinearOp, node: ir.Node) -> list[tuple[str, int]]:
+    """The steps that read a tensor, each with the number of the input that is it."""
+    steps = [step for step in op.epilogue if step in TENSOR_STEPS]
+    start = 1 + len(weight_inputs(node))
+    return [(step, start + i) for i, step in enumerate(steps)]
 
 
-def _windows(x: te.Tensor, conv: ConvGeometry) -> te.Tensor:
-    """X [b, c, h, w] -> [b, oh, ow, c, kh, kw]: what each output position reads."""
-    (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilations
-    top, left, bottom, right = conv.pads
-    batch, channels, height, width = x.shape
-    oh, ow = conv.output_size(height, width)
+def kernel_call(
+    view: NodeView, op: LinearOp, dtype: str, m: Any, image: Image | None = None
+) -> Callable[[Any, list[Any]], Any] | None:
+    """A function (x, epilogue tensors) -> y [m, n] that emits the call of the layer's kernel.
 
-    def element(b: Any, i: Any, j: Any, c: Any, p: Any, q: Any) -> Any:
-        row, column = i * sh + p * dh - top, j * sw + q * dw - left
-        value = x[b, c, row, column]
-        tests = []
-        if top:
-            tests.append(row >= 0)
-        if bottom:
-            tests.append(row < height)
-        if left:
-            tests.append(column >= 0)
-        if right:
-            tests.append(column < width)
-        if not tests:
-            return value
-        return tirx.if_then_else(tirx.all(*tests), value, tirx.const(0, x.dtype))
+    Layers with the same weight and choice share its parameters.
 
-    return te.compute((batch, oh, ow, channels, kh, kw), element, name="im2col")
+    Args:
+        view: The layer's node.
+        op: The layer; for an image its weight in the order of the image.
+        dtype: Of x.
+        m: Rows of y.
+        image: What x is; None for a matrix [m, k].
 
-
-def _epilogue_tensors(view: NodeView, op: LinearOp) -> list[tuple[str, Any]]:
-    steps = [step for step in op.epilogue if step in ("bias", "residual")]
-    start = 1 + len(weight_inputs(view.node))
-    return [(step, view.expr(start + i)) for i, step in enumerate(steps)]
-
-
-def _call(view: NodeView, op: LinearOp, rows: Any, m: Any, tensors: list[Any]) -> Any:
-    """Emit the kernel's call; layers with the same weight and choice share its parameters."""
+    Returns:
+        None where the chosen kernel cannot read an image.
+    """
     importer = view.importer
+    hardware = importer.context.hardware
     static_m = int(m.value) if isinstance(m, tirx.IntImm) else None
     precision = precision_of(op.weight)
     problem = problem_of(op, static_m, precision, importer.context.typical_rows)
@@ -108,13 +78,24 @@ def _call(view: NodeView, op: LinearOp, rows: Any, m: Any, tensors: list[Any]) -
         template.name,
         tuple(sorted(config.items())),
         problem,
+        image,
     )
     if key not in importer.shared:
-        kernel = template.build(problem, kernel_weight(op), config, importer.context.hardware)
+        if image is None:
+            kernel = template.build(problem, kernel_weight(op), config, hardware)
+        else:
+            reading = template.build_conv(problem, op.weight, config, hardware, image)
+            if reading is None:
+                return None
+            kernel = reading
         importer.shared[key] = _register(importer, op, kernel)
     function, operands = importer.shared[key]
     result = relax.TensorType([m, tirx.const(problem.n, "int64")], problem.y_dtype)
-    return view.bb.emit(relax.call_tir(function, [rows, *operands, *tensors], result))
+
+    def call(x: Any, tensors: list[Any]) -> Any:
+        return view.bb.emit(relax.call_tir(function, [x, *operands, *tensors], result))
+
+    return call
 
 
 def _register(importer: Importer, op: LinearOp, kernel: Kernel) -> tuple[Any, list[Any]]:

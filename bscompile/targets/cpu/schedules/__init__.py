@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 
-from bscompile.targets.cpu.schedules import elementwise, fallback, windows
+from bscompile.targets.cpu.schedules import elementwise, fallback, reductions, windows
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec
@@ -18,6 +18,7 @@ Rule = Callable[[Any, "HardwareSpec"], Any]
 RULES: tuple[Rule, ...] = (
     windows.apply,
     elementwise.apply,
+    reductions.apply,
     fallback.apply,  # takes everything, so it comes last
 )
 

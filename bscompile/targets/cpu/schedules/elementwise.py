@@ -11,6 +11,8 @@ from bscompile.targets.cpu.schedules import loops
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec
 
+_FEW = 4  # elements of a last axis that is no vector
+
 
 def apply(func: Any, hardware: HardwareSpec) -> Any:
     """Inline every step into the last one; None when a block reduces or cannot be inlined."""
@@ -27,6 +29,12 @@ def apply(func: Any, hardware: HardwareSpec) -> Any:
         width = hardware.vector_bytes // 4
         size = loops.work(sch, nest)
         last = loops.extent(sch, nest[-1])
+        if last is not None and last <= _FEW and len(nest) > 2:
+            # Such as the colours of an image: whole lines, without a division for each element.
+            sch.unroll(nest[-1])
+            if size >= loops.PARALLEL_ELEMENTS:
+                sch.parallel(sch.fuse(*nest[:-2]))
+            return loops.finish(sch, func)
         if last is not None and last < width and len(nest) > 1:
             nest = [sch.fuse(*nest)]
         outer, vector = sch.split(nest[-1], [None, width])

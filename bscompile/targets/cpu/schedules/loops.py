@@ -32,7 +32,12 @@ def finish(sch: Any, func: Any) -> Any:
 
 def is_reduction(sch: Any, block: Any) -> bool:
     """Whether a block sums, or otherwise reduces, over some axis."""
-    return any(int(iv.iter_type) == _REDUCTION for iv in sch.get(block).iter_vars)
+    return any(reduces(iv) for iv in sch.get(block).iter_vars)
+
+
+def reduces(iter_var: Any) -> bool:
+    """Whether an axis of a block is summed, or otherwise reduced, over."""
+    return int(iter_var.iter_type) == _REDUCTION
 
 
 def extent(sch: Any, loop: Any) -> int | None:

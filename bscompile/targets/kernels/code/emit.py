@@ -34,7 +34,7 @@ class Arguments:
 
     Attributes:
         m: Rows of x and y: an int, or an int64 variable.
-        x: [m, k], float32 unless the kernel is generated for another.
+        x: [m, k], or what the kernel says, float32 unless the kernel is generated for another.
         y: [m, n], likewise.
         operands: The packed weight's buffers.
         steps: Epilogue steps with their tensor, None for activations.
@@ -54,8 +54,17 @@ def generate(
     problem: Problem,
     operands: Sequence[tuple[str, Array]],
     body: Callable[[Arguments], None],
+    x_shape: tuple[int | None, ...] = (),
 ) -> Any:
-    """The PrimFunc (x, *operands, *epilogue tensors, y) with the statements that ``body`` emits."""
+    """The PrimFunc (x, *operands, *epilogue tensors, y) with the statements that ``body`` emits.
+
+    Args:
+        name: Of the function.
+        problem: The layer.
+        operands: The packed weight.
+        body: Emits the statements.
+        x_shape: Of x where it is not [m, k]; None stands for a symbolic length.
+    """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -67,7 +76,8 @@ def generate(
             tensors = [T.arg(f"{step}{i}", T.handle()) for i, step in enumerate(wanted)]
             y = T.arg("y", T.handle())
             shapes = {"bias": (problem.n,), "residual": (m, problem.n)}
-            x_buffer = _match(x, (m, problem.k), problem.x_dtype)
+            lengths = tuple(T.int64() if s is None else s for s in x_shape) or (m, problem.k)
+            x_buffer = _match(x, lengths, problem.x_dtype)
             # The first axis counts what depends on the pattern, such as live blocks: symbolic,
             # so that layers which differ in nothing else share their code.
             weight_buffers = tuple(

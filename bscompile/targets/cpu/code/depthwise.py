@@ -1,0 +1,97 @@
+"""A depthwise convolution on images with channels last: vectors of channels, no reduction.
+
+Each output position is a sum of kh·kw products of vectors. Some neighbouring positions of one
+line are computed together, so that the loads of one hide behind the multiply-adds of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.dialect import ConvGeometry
+from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, function, pieces
+from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.emit import Expr
+
+POSITIONS = 6  # of one line, computed together
+VECTORS = 2  # of channels
+
+
+def generate(
+    x: tuple[Size, ...],
+    y: tuple[Size, ...],
+    conv: ConvGeometry,
+    *,
+    biased: bool,
+    lanes: int,
+    tasks: int,
+) -> Any:
+    """The function (x [b, h, w, c], taps [kh, kw, c, 1], [bias [c],] y [b, oh, ow, c]).
+
+    Args:
+        x: Sizes of the image, which holds its padding already; channels are a number.
+        y: Sizes of the result; its width is a number.
+        conv: Kernel, strides and dilations.
+        biased: Whether there is a bias.
+        lanes: Elements of one vector.
+        tasks: Parallel tasks.
+    """
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilations
+    channels, width = int(x[3]), int(y[2])
+    positions = min(POSITIONS, width)
+    tiles = -(-width // positions)
+    tensors = [Tensor("x", "bhwc", x), Tensor("taps", "pqci", (kh, kw, channels, 1))]
+    tensors += [Tensor("bias", "c", (channels,))] if biased else []
+    tensors.append(Tensor("y", "bhwc", y))
+
+    def body(arguments: list[Argument], size: Callable[[Size], Expr]) -> None:
+        image, taps, *rest = arguments
+        bias, target = (rest[0] if biased else None), rest[-1]
+        heights = T.int64(size(y[1]))
+        lines = T.int64(size(y[0])) * heights
+
+        def task(p: Expr) -> None:
+            with emit.loop(*emit.share(lines, p, tasks)) as line, emit.opaque():
+                b = T.bind(T.floordiv(line, heights))
+                row = T.bind(T.floormod(line, heights))
+                with T.serial(0, T.int64(tiles)) as index, emit.opaque():
+                    first = T.bind(emit.tile_start(width, positions, index))
+                    _over_channels(channels, lanes, lambda c, cut: tile(b, row, first, c, cut))
+
+        def tile(b: Expr, row: Expr, first: Expr, c: Expr, cut: list[tuple[int, int]]) -> None:
+            with emit.opaque():
+                sums = emit.accumulators(positions, VECTORS * lanes)
+                for acc in sums:
+                    for at, n in cut:
+                        start = bias.load(n, c=c + at) if bias else emit.constant(0.0, n)
+                        emit.store(acc, start, at, lanes=n)
+                for p in range(kh):
+                    for q in range(kw):
+                        for at, n in cut:
+                            tap = T.bind(taps.load(n, p=T.int64(p), q=T.int64(q), c=c + at))
+                            for r, acc in enumerate(sums):
+                                column = (first + r) * sw + q * dw
+                                value = image.load(n, b=b, h=row * sh + p * dh, w=column, c=c + at)
+                                total = emit.load(acc, at, lanes=n) + tap * value
+                                emit.store(acc, total, at, lanes=n)
+                for r, acc in enumerate(sums):
+                    for at, n in cut:
+                        value = emit.load(acc, at, lanes=n)
+                        target.store(value, n, b=b, h=row, w=first + r, c=c + at)
+
+        emit.parallel_tasks(tasks, task)
+
+    return function("depthwise", tensors, body)
+
+
+def _over_channels(
+    channels: int, lanes: int, emit_tile: Callable[[Expr, list[tuple[int, int]]], None]
+) -> None:
+    wide = VECTORS * lanes
+    with T.serial(0, T.int64(channels // wide)) as block:
+        emit_tile(block * wide, pieces(wide, lanes))
+    if channels % wide:
+        emit_tile(T.int64(channels - channels % wide), pieces(channels % wide, lanes))

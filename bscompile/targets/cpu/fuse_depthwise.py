@@ -1,0 +1,66 @@
+"""Depthwise convolutions, with their bias, become calls of generated functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bscompile.dialect import ConvGeometry
+from bscompile.targets.cpu.code import depthwise
+from bscompile.targets.cpu.graph import Graph, Replacement, is_float32, replacing_pass, sizes
+
+if TYPE_CHECKING:
+    from bscompile.targets.base import HardwareSpec
+
+#: Multiply-adds below which a second thread costs more than it saves.
+PARALLEL_WORK = 200_000
+
+
+def FuseDepthwise(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named like TVM's
+    """The pass that replaces depthwise convolutions of padded images with channels last."""
+
+    def find(graph: Graph, var: Any) -> Replacement | None:
+        bias = None
+        call = graph.call(var, "relax.add")
+        if call is not None and call.args[1].ty.ndim == 1 and graph.uses[call.args[0]] == 1:
+            bias = call.args[1]
+            call = graph.call(call.args[0], "relax.nn.conv2d")
+        else:
+            call = graph.call(var, "relax.nn.conv2d")
+        if call is None or not _is_depthwise(call):
+            return None
+        x, taps = call.args
+        if not is_float32(x) or not is_float32(taps):
+            return None
+        attrs = call.attrs
+        conv = ConvGeometry(
+            (int(taps.ty.shape.values[0]), int(taps.ty.shape.values[1])),
+            (int(attrs.strides[0]), int(attrs.strides[1])),
+            dilations=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+        )
+        shape, result = sizes(x), sizes(var)
+        if any(isinstance(s, str) for s in (*shape[1:], *result[1:])):
+            return None
+        work = conv.kernel[0] * conv.kernel[1]
+        for size in result:
+            work *= size if isinstance(size, int) else 8
+        function = depthwise.generate(
+            shape,
+            result,
+            conv,
+            biased=bias is not None,
+            lanes=hardware.vector_bytes // 4,
+            tasks=hardware.cores if work >= PARALLEL_WORK else 1,
+        )
+        return Replacement("depthwise", function, (x, taps, *([bias] if bias is not None else [])))
+
+    return replacing_pass("bscompile.FuseDepthwise", find)
+
+
+def _is_depthwise(call: Any) -> bool:
+    """As lowering writes them: one output for each channel, x padded, taps [kh, kw, c, 1]."""
+    attrs = call.attrs
+    plain = attrs.data_layout == "NHWC" and attrs.kernel_layout == "HWOI"
+    if not plain or any(int(p) for p in attrs.padding):
+        return False
+    taps = call.args[1].ty.shape.values
+    return int(attrs.groups) == int(taps[2]) and int(taps[3]) == 1
