@@ -163,10 +163,10 @@ def _global_average_pool(view: NodeView) -> Any:
 
 
 def _mean(view: NodeView) -> Any:
-    axes = view.known(1).ints() if view.has(1) and view.known(1) is not None else None
+    axes = view.known(1)
     if axes is None or not view.attributes.get("keepdims", 1):
         return None
-    if sorted(int(a) % 4 for a in axes) != [2, 3]:
+    if sorted(int(axis) % 4 for axis in axes.ints()) != [2, 3]:
         return None
     return _global_average_pool(view)
 

@@ -31,7 +31,7 @@ def convert_conv(view: NodeView) -> Any:
     batch, channels, height, width = shape_of(x)
     n, k = op.shape
     oh, ow = conv.output_size(height, width)
-    m, dtype = product([batch, oh, ow]), str(x.ty.dtype)
+    m = product([batch, oh, ow])
     tensors = []
     for step, index in epilogue_tensors(op, view.node):
         if step == "bias":
@@ -41,7 +41,7 @@ def convert_conv(view: NodeView) -> Any:
     direct = None
     image = _image(conv, channels, height, width)
     if image is not None and isinstance(op.weight, np.ndarray) and not _is_pointwise(conv):
-        direct = kernel_call(view, _channels_inside(op, image), dtype, m, image)
+        direct = kernel_call(view, _channels_inside(op, image), m, image)
     if image is not None and direct is not None:
         lines = [batch, image.height, image.width * image.channels]
         y = direct(reshaped(view.bb, _padded(view, conv), lines), tensors)
@@ -50,7 +50,7 @@ def convert_conv(view: NodeView) -> Any:
             rows = reshaped(view.bb, channels_last.image(view, 0), [m, k])
         else:
             rows = reshaped(view.bb, _windows(view, conv), [m, k])
-        call = kernel_call(view, op, dtype, m)
+        call = kernel_call(view, op, m)
         assert call is not None  # only kernels that read images may be missing
         y = call(rows, tensors)
     y = reshaped(view.bb, y, [batch, oh, ow, tirx.const(n, "int64")])
@@ -148,7 +148,8 @@ def convert_grouped(view: NodeView) -> Any:
     from bscompile.targets.lowering.converters import from_tvm
 
     kernel = view.node.inputs[1]
-    tensor = None if kernel is None else ir.convenience.get_const_tensor(kernel)
+    assert kernel is not None  # ONNX's checker has seen it
+    tensor = ir.convenience.get_const_tensor(kernel)
     conv = None if tensor is None else _depthwise(view, tuple(tensor.shape.numpy()))
     if tensor is None or conv is None:
         return from_tvm("Conv")(view)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
@@ -37,7 +36,7 @@ def convert_matmul(view: NodeView) -> Any:
         view.expr(index) if step == "bias" else reshaped(view.bb, view.expr(index), [m, n])
         for step, index in epilogue_tensors(op, view.node)
     ]
-    call = kernel_call(view, op, str(rows.ty.dtype), m)
+    call = kernel_call(view, op, m)
     assert call is not None  # only kernels that read images may be missing
     y = call(rows, tensors)
     return reshaped(view.bb, y, [*leading, tirx.const(n, "int64")])
@@ -51,7 +50,7 @@ def epilogue_tensors(op: LinearOp, node: ir.Node) -> list[tuple[str, int]]:
 
 
 def kernel_call(
-    view: NodeView, op: LinearOp, dtype: str, m: Any, image: Image | None = None
+    view: NodeView, op: LinearOp, m: Any, image: Image | None = None
 ) -> Callable[[Any, list[Any]], Any] | None:
     """A function (x, epilogue tensors) -> y [m, n] that emits the call of the layer's kernel.
 
@@ -60,7 +59,6 @@ def kernel_call(
     Args:
         view: The layer's node.
         op: The layer; for an image its weight in the order of the image.
-        dtype: Of x.
         m: Rows of y.
         image: What x is; None for a matrix [m, k].
 
