@@ -8,7 +8,9 @@ rank stands out: 2e-8 of the largest singular value for float32 weights, 1e-4 af
 to float16.
 
 The search is quick because it rejects on a sample: r + 1 independent blocks prove that the
-rank is over r, so a few dozen random live blocks suffice to decline a candidate.
+rank is over r, so a few dozen random live blocks suffice to decline a candidate. Smooth weights
+pass that for many sizes and fail later; what passes is sampled once more, and the whole weight is
+looked at for few sizes only.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ Array = npt.NDArray[Any]
 LARGEST_SIDE = 64
 LARGEST_AREA = 1024
 _STORAGE = 0.55  # of the live blocks' numbers that factors may hold: two terms of 2x2 need half
+_SAMPLE = 1024  # blocks that a size must show its rank on before the whole weight is looked at
+_ATTEMPTS = 8  # sizes that the whole weight is looked at for
 LARGEST_RANK = 32  # blocks up to 64x64 pay off only for fewer terms than half their side
 
 
@@ -117,19 +121,22 @@ def _search(
     bounds = []
     for block in candidates:
         limit = _rank_limit(dense.shape, block)
-        sample = _sampled_blocks(dense, block, positions, limit + 4)
-        # Fewer columns cannot have a higher rank; small matrices keep BLAS on one thread.
-        sample = sample[:, rng.permutation(np.flatnonzero(sample.any(axis=0)))[: 2 * limit + 8]]
-        rank = _rank(sample, precision)
-        # With few live blocks the sample is all of them; independent ones are no sum of terms.
-        if rank <= limit and rank < _STORAGE * len(sample):
+        for count in (limit + 4, _SAMPLE):
+            sample = _sampled_blocks(dense, block, positions, count)
+            # Fewer columns cannot have a higher rank; small matrices keep BLAS on one thread.
+            used = rng.permutation(np.flatnonzero(sample.any(axis=0)))[: 2 * limit + 8]
+            rank = _rank(sample[:, used], precision)
+            # With few live blocks the sample is all of them; independent ones are no sum of terms.
+            if rank > limit or rank >= _STORAGE * len(sample):
+                break
+        else:
             live = -(-live_entries // (block[0] * block[1]))
             bounds.append((_macs(dense.shape, block, live, rank), block, rank))
     best: KroneckerSum | None = None
     best_macs = float("inf")
     reason = f"blocks are independent in all {len(candidates)} sizes tried: no sum of few terms"
-    for bound, block, _ in sorted(bounds):
-        if bound >= best_macs:
+    for attempt, (bound, block, _) in enumerate(sorted(bounds)):
+        if bound >= best_macs or attempt == _ATTEMPTS:
             break
         found = _factorize(dense, block, precision)
         if isinstance(found, str):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bscompile.formats import BlockSparseMatrix, KroneckerSum
+from bscompile.formats import BlockSparseMatrix, KroneckerSum, recover
 from bscompile.formats.recover import recover_kronecker
 
 CASES = [((4, 4), 1), ((8, 8), 1), ((8, 8), 4), ((16, 16), 2), ((8, 4), 2), ((2, 2), 2)]
@@ -161,3 +161,14 @@ def test_the_result_does_not_depend_on_the_seed():
     for seed in range(5):
         found = recover_kronecker(weight, seed=seed)
         assert_recovers(weight, found, (8, 8), 2, support, 2e-6)
+
+
+def test_smooth_weights_are_looked_at_whole_only_a_few_times(monkeypatch):
+    """Nearly low rank in dozens of sizes: each whole look costs what the weight is large."""
+    rows, columns = np.arange(768)[:, None], np.arange(384)[None]
+    weight = np.sin(0.01 * rows + 0.02 * columns) + 0.1 * np.cos(1e-4 * rows * columns)
+    looks = []
+    whole = recover._factorize
+    monkeypatch.setattr(recover, "_factorize", lambda *a: looks.append(a[1]) or whole(*a))
+    recover.recover_kronecker(weight.astype(np.float32))
+    assert 1 <= len(looks) <= recover._ATTEMPTS
