@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -16,8 +17,11 @@ from bscompile.targets.gpu.workspace import LiftWorkspace
 from bscompile.targets.programs import Rules, make_program, plan
 
 if TYPE_CHECKING:
+    from bscompile.program import Program
     from bscompile.targets.base import TargetContext
     from bscompile.targets.lowering import Lowered
+
+Kernels = dict[str, Any]  # name -> tvm.tirx.PrimFunc
 
 
 def prepare(lowered: Lowered, context: TargetContext, target: Any) -> Lowered:
@@ -31,15 +35,24 @@ def prepare(lowered: Lowered, context: TargetContext, target: Any) -> Lowered:
 
 
 def build(
-    planned: Lowered, context: TargetContext, target: Any
+    planned: Lowered,
+    context: TargetContext,
+    target: Any,
+    fit: Callable[[Program, Kernels], tuple[Program, Kernels]] = lambda *parts: parts,
 ) -> tuple[dict[str, bytes], DeviceCode]:
     """The members that describe the program, and the code that its kernels are.
+
+    Args:
+        planned: As ``prepare`` leaves it.
+        context: What it was planned for.
+        target: The tvm.target.Target.
+        fit: What the device wants changed about the program and its scheduled kernels.
 
     Raises:
         ModelError: TVM cannot generate code for one of the kernels.
     """
-    program, kernels = make_program(planned, context.target.name)
     try:
+        program, kernels = fit(*make_program(planned, context.target.name))
         code = device_code(kernels, target)
     except tvm.error.InternalError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

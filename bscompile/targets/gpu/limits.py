@@ -7,6 +7,9 @@ from bscompile.targets.base import HardwareSpec
 #: Features of a HardwareSpec that decide how weights of two bytes are read.
 HALF, HALF_BITS = "float16", "float16-bits"
 
+#: A feature of devices whose work-items are loops on the cores of a CPU.
+CPU = "cpu"
+
 
 def half_storage(hardware: HardwareSpec) -> str:
     """The dtype in which kernels take float16 weights: empty where they cannot.

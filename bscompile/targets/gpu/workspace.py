@@ -37,24 +37,37 @@ def LiftWorkspace() -> Any:  # noqa: N802  # a pass, named like TVM's
     """The pass that does so for every function of a module and for its calls."""
 
     def run(module: tvm.IRModule, _: Any) -> tvm.IRModule:
-        lifted: dict[Any, list[Any]] = {}
-        for name, func in list(module.functions_items()):
+        lifted: dict[Any, tuple[Any, list[Any]]] = {}
+        functions = dict(module.functions_items())
+        for name, func in list(functions.items()):
             if isinstance(func, tirx.PrimFunc):
                 new, buffers = lift_workspace(func)
                 if buffers:
-                    module[name], lifted[name] = new, buffers
-        if lifted:
-            module["main"] = _Calls(lifted).visit_expr(module["main"])
-        return module
+                    typed = _typed_name(name, new)
+                    del functions[name]
+                    functions[typed], lifted[name] = new, (typed, buffers)
+        if not lifted:
+            return module
+        main = module.get_global_var("main")
+        functions[main] = _Calls(lifted).visit_expr(functions[main])
+        return tvm.IRModule(functions, attrs=module.attrs)
 
     return tvm.transform.module_pass(run, opt_level=0, name="bscompile.LiftWorkspace")
+
+
+def _typed_name(name: Any, func: Any) -> Any:
+    """A new variable of the old name: the type of a GlobalVar lists its function's parameters."""
+    types = [relax.TensorType(param.shape, str(param.dtype)) for param in func.params]
+    typed = tvm.ir.GlobalVar(name.name_hint)
+    relax.expr._update_type(typed, relax.FuncType(types, relax.TupleType([]), False))
+    return typed
 
 
 @relax.expr_functor.mutator
 class _Calls(relax.PyExprMutator):  # type: ignore[misc]
     """call_tir(f, args, out) -> call_tir(f', args, [out, workspace...])[0]."""
 
-    def __init__(self, lifted: dict[Any, list[Any]]) -> None:
+    def __init__(self, lifted: dict[Any, tuple[Any, list[Any]]]) -> None:
         super().__init__()
         self._lifted = lifted
 
@@ -63,13 +76,13 @@ class _Calls(relax.PyExprMutator):  # type: ignore[misc]
         op = call.op
         if not isinstance(op, tvm.ir.Op) or op.name != "relax.call_tir":
             return call
-        buffers = self._lifted.get(call.args[0])
-        if buffers is None:
+        if call.args[0] not in self._lifted:
             return call
+        name, buffers = self._lifted[call.args[0]]
         old = call.ty_args[0]
         several = isinstance(old, relax.TupleType)
         wanted = list(old.fields) if several else [old]
         more = [relax.TensorType(buffer.shape, str(buffer.dtype)) for buffer in buffers]
-        new = self.builder_.emit(relax.call_tir(call.args[0], call.args[1], [*wanted, *more]))
+        new = self.builder_.emit(relax.call_tir(name, call.args[1], [*wanted, *more]))
         fields = [relax.TupleGetItem(new, i) for i in range(len(wanted))]
         return relax.Tuple(fields) if several else fields[0]

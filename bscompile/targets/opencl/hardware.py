@@ -7,11 +7,11 @@ from typing import Any
 from bscompile import opencl_device
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, HardwareSpec
-from bscompile.targets.gpu.limits import HALF, HALF_BITS
+from bscompile.targets.gpu.limits import CPU, HALF, HALF_BITS
 
 ISA = "opencl"
 # Drivers tell no memory rate and no lanes: typical ones, which rank tiles and forms of a layer.
-_GPU_LANES, _CPU_VECTOR_BYTES = 64, 64
+_GPU_LANES, _CPU_LANES = 64, 8
 _GPU_GBPS, _CPU_GBPS = 300.0, 20.0
 _LAUNCH_SECONDS = 1e-5
 _SHARED_LIMIT = 32 << 10  # more than this in one group leaves a processor too few groups
@@ -29,13 +29,13 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
         TargetError: pyopencl or a device is missing.
     """
     limits = opencl_device.limits()
-    lanes = limits.vector_floats or _CPU_VECTOR_BYTES // 4 if limits.is_cpu else _GPU_LANES
+    lanes = (limits.vector_floats or _CPU_LANES) if limits.is_cpu else _GPU_LANES
     half = HALF if "cl_khr_fp16" in limits.extensions else HALF_BITS
     peak = 2e-3 * lanes * max(limits.megahertz, 1000)
     return HardwareSpec(
         name=limits.name,
         isa=ISA,
-        features=(half,),
+        features=(half, CPU) if limits.is_cpu else (half,),
         cores=limits.processors,
         peak_gflops={"float32": peak, "float16": peak},
         memory_gbps=_CPU_GBPS if limits.is_cpu else _GPU_GBPS,

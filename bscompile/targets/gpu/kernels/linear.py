@@ -12,15 +12,22 @@ from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.gpu.kernels.packing import pack_blocks, pack_panels
 from bscompile.targets.gpu.kernels.roofline import Work, seconds
-from bscompile.targets.gpu.limits import fits, storage
+from bscompile.targets.gpu.limits import CPU, fits, storage
 
 _DEPTHS = (8, 16, 32)
+_LANES = (16, 8, 4)
+_REGISTERS = 24  # vectors of sums, of a CPU's 32
 _FEW = 8  # rows up to which weights may be read once for all of them
 
 
 def panel_configs(problem: Problem, width: int, hardware: HardwareSpec) -> Iterator[Config]:
     """Configurations of either nest for panels of one width."""
     m = problem.rows
+    if CPU in hardware.features:
+        lanes = next((v for v in _LANES if width % v == 0 and 4 * v <= hardware.vector_bytes), 1)
+        for rows in (1, 2, 4, 8, 12):
+            if rows < 2 * m and rows * width // lanes <= _REGISTERS:
+                yield {"nest": "direct", "width": width, "rows": rows, "lanes": lanes}
     if m <= _FEW:
         for threads in (64, 128, 256):
             slices = max(1, threads // width)
@@ -64,7 +71,10 @@ def tile_of(config: Config) -> Any:
 
 def nest_of(config: Config) -> Any:
     """The code that a configuration names."""
-    from bscompile.targets.gpu.kernels.code.linear import sliced, tiled
+    from bscompile.targets.gpu.kernels.code.linear import single, sliced, tiled
+
+    if config["nest"] == "direct":
+        return single(int(config["width"]), int(config["rows"]), int(config["lanes"]))
 
     if config["nest"] == "slices":
         return sliced(int(config["width"]), int(config["slices"]))
@@ -85,6 +95,13 @@ def panel_seconds(
     """
     m, width = problem.rows, int(config["width"])
     out_bytes = 4.0 * m * problem.n * (1 + sum(s == "residual" for s in problem.epilogue))
+    if config["nest"] == "direct":
+        rows, vectors = int(config["rows"]), width // int(config["lanes"])
+        strips = -(-m // rows)
+        operations = entries * (rows * (1 + vectors) + vectors + 3) + rows * width * 4
+        # The rows of x stay in the nearest cache, so does a panel from one strip to the next.
+        work = Work(panels * strips, 1, operations, 0, weight_bytes + out_bytes)
+        return seconds(hardware, work)
     if config["nest"] == "slices":
         slices = int(config["slices"])
         operations = -(-entries // slices) * (2 * m + 4) + m * slices

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bscompile.targets.base import HardwareSpec
+from bscompile.targets.gpu.limits import CPU
 
 _BARRIER = 40.0  # multiply-adds of one thread that a barrier costs
 _GROUP = 200.0  # multiply-adds of one thread that starting a group costs
+_LOOPED = 4.0  # instructions of a work-item that is a loop's iteration, for each operation
 _OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
 
 
@@ -24,7 +26,7 @@ class Work:
     Attributes:
         groups: Of threads.
         threads: Of one group.
-        operations: Of one thread in all: multiply-adds, and fetches counted like them.
+        operations: Of one thread in all: instructions, which on a CPU work on vectors.
         barriers: That a group passes in all.
         bytes: Read from and written to memory by all groups together.
     """
@@ -40,8 +42,12 @@ def seconds(hardware: HardwareSpec, work: Work) -> float:
     """Expected time of one launch."""
     lanes = max(1, hardware.vector_bytes // 4)
     rate = hardware.peak_gflops["float32"] * 1e9 / 2  # multiply-adds a second, one processor
-    # A group shorter than a vector leaves lanes idle; operations are counted per thread.
-    used = -(-work.threads // lanes) * lanes
+    if CPU in hardware.features and work.threads > 1:
+        used = work.threads * lanes * _LOOPED  # one after the other; vectors of them are rare
+    elif CPU in hardware.features:
+        used = lanes
+    else:  # a group shorter than a vector leaves lanes idle
+        used = -(-work.threads // lanes) * lanes
     per_group = used * (work.operations + _BARRIER * work.barriers + _GROUP) / rate
     compute = -(-work.groups // hardware.cores) * per_group
     memory = work.bytes / (hardware.memory_gbps * 1e9)

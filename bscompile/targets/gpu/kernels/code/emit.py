@@ -122,21 +122,27 @@ def where(*conditions: Expr | None) -> Iterator[None]:
         yield
 
 
-def widened(value: Expr, dtype: str) -> Expr:
-    """A stored weight as float32.
+def widened(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """A stored weight, or a vector of them, as float32.
 
     ``uint16`` holds the bits of a float16, for devices that know no such type: its exponent and
     mantissa, moved into those of a float32, are the number times 2**-112.
     """
     if dtype == "float32":
         return value
+    suffix = "" if lanes == 1 else f"x{lanes}"
     if dtype != "uint16":
-        return T.cast(value, "float32")
-    bits = T.cast(value, "uint32")
-    magnitude = T.shift_left(T.bitwise_and(bits, T.uint32(0x7FFF)), T.uint32(13))
-    sign = T.shift_left(T.bitwise_and(bits, T.uint32(0x8000)), T.uint32(16))
-    number = T.reinterpret("float32", T.bitwise_or(magnitude, sign))
-    return number * T.float32(2.0**112)
+        return T.cast(value, f"float32{suffix}")
+
+    def constant(number: int) -> Expr:
+        return T.uint32(number) if lanes == 1 else T.broadcast(T.uint32(number), lanes)
+
+    bits = T.cast(value, f"uint32{suffix}")
+    magnitude = T.shift_left(T.bitwise_and(bits, constant(0x7FFF)), constant(13))
+    sign = T.shift_left(T.bitwise_and(bits, constant(0x8000)), constant(16))
+    number = T.reinterpret(f"float32{suffix}", T.bitwise_or(magnitude, sign))
+    scale = T.float32(2.0**112)
+    return number * (scale if lanes == 1 else T.broadcast(scale, lanes))
 
 
 def finish(args: Arguments, value: Expr, row: Expr, column: Expr) -> None:

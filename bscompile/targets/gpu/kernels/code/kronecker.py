@@ -55,7 +55,7 @@ def generate_kronecker(
             count=-(-side // tile.width),
             bounds=lambda panel: (T.int32(0), T.int32(bw)),
             x=lambda row, j: args.x[row // across, row % across * bw + j],
-            w=lambda panel, j, o: widened(factors[j, panel * tile.width + o], dtype),
+            w=lambda panel, j, o, _: widened(factors[j, panel * tile.width + o], dtype),
             store=lambda value, row, o: T.buffer_store(z, value, [row, o]),
         )
         tiles(panels, tile)

@@ -8,6 +8,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import Array, Problem
+from bscompile.targets.gpu.kernels.code.direct import direct
 from bscompile.targets.gpu.kernels.code.emit import Arguments, Expr, finish, generate, widened
 from bscompile.targets.gpu.kernels.code.tiles import Panels, Tile, tiles
 from bscompile.targets.gpu.kernels.code.vectors import vectors
@@ -26,6 +27,11 @@ def sliced(width: int, slices: int) -> Nest:
     return lambda panels: vectors(panels, width, slices)
 
 
+def single(width: int, rows: int, lanes: int) -> Nest:
+    """The nest for CPUs."""
+    return lambda panels: direct(panels, width, rows, lanes)
+
+
 def generate_dense(problem: Problem, operands: Operands, nest: Nest) -> Any:
     """The PrimFunc; the operand is values [panels, k, width]."""
     values = operands[0][1]
@@ -39,7 +45,9 @@ def generate_dense(problem: Problem, operands: Operands, nest: Nest) -> Any:
                 count=len(values),
                 bounds=lambda panel: (T.int32(0), T.int32(problem.k)),
                 x=lambda row, entry: args.x[row, entry],
-                w=lambda panel, entry, o: widened(weights[panel, entry, o], values.dtype.name),
+                w=lambda panel, entry, o, lanes: widened(
+                    weights[panel, entry, o], values.dtype.name, lanes
+                ),
                 store=lambda value, row, output: finish(args, T.bind(value), row, output),
             )
         )
@@ -65,7 +73,9 @@ def generate_block_sparse(problem: Problem, operands: Operands, nest: Nest) -> A
                 count=len(pointers) - 1,
                 bounds=bounds,
                 x=lambda row, entry: args.x[row, starts[entry // bw] + entry % bw],
-                w=lambda panel, entry, o: widened(weights[entry // bw, entry % bw, o], dtype),
+                w=lambda _, entry, o, lanes: widened(
+                    weights[entry // bw, entry % bw, o], dtype, lanes
+                ),
                 store=lambda value, row, output: finish(args, T.bind(value), row, output),
             )
         )

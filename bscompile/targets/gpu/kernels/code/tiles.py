@@ -69,7 +69,7 @@ class Panels:
         count: Panels.
         bounds: Panel -> its first and last entry.
         x: (row, entry) -> the number that the entry is multiplied by.
-        w: (panel, entry, output within the panel) -> the weight.
+        w: (panel, entry, outputs within the panel, how many) -> the weights.
         store: (value, row, output) finishes one sum.
     """
 
@@ -78,7 +78,7 @@ class Panels:
     count: int
     bounds: Callable[[Expr], tuple[Expr, Expr]]
     x: Callable[[Expr, Expr], Expr]
-    w: Callable[[Expr, Expr, Expr], Expr]
+    w: Callable[[Expr, Expr, Expr, int], Expr]
     store: Callable[[Expr, Expr, Expr], None]
 
 
@@ -139,7 +139,7 @@ def _fetch(
         at = T.bind(thread + step * tile.threads)
         with where(_part(at, step, tile.depth * tile.width, tile.threads)):
             d, o = at // tile.width, at % tile.width
-            value = T.if_then_else(begin + d < last, panels.w(panel, begin + d, o), zero)
+            value = T.if_then_else(begin + d < last, panels.w(panel, begin + d, o, 1), zero)
             T.buffer_store(ws, value, [d, o])
 
 

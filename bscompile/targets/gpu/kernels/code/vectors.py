@@ -31,7 +31,7 @@ def vectors(panels: Panels, width: int, slices: int) -> None:
         with T.serial(0, (last - first + (slices - 1)) // slices) as index, opaque():
             at = T.bind(first + index * slices + ty)
             with where(at < last):
-                w = T.bind(panels.w(panel, at, tx))
+                w = T.bind(panels.w(panel, at, tx, 1))
                 for r in range(rows):
                     T.buffer_store(sums, sums[r] + panels.x(r, at) * w, [r])
         for r in range(rows):
