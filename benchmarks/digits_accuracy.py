@@ -8,7 +8,7 @@ with the standard error of that paired difference. Zero blocks are counted on |W
 
 With --rates every method trains at other learning rates, the baselines too.
 
-    python -m benchmarks.digits_accuracy [--seeds 5] [--rates 5e-3 3e-3] [--only NAME ...]
+    python -m benchmarks.digits_accuracy [--seeds 5] [--rates 3e-3 1e-3] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Run:
     data: Dataset
     block: int
     sparsity: float
-    rates: tuple[float, float] = (3e-3, 1e-3)
+    rates: tuple[float, float] = (5e-3, 3e-3)
 
     @property
     def config(self) -> TrainConfig:
@@ -137,6 +137,8 @@ METHODS: dict[str, Callable[[Run], float]] = {
     "factorized r2, gradual": ours(2),
     "factorized r1, gradual": ours(1),
     "factorized r4, distilled": distilled(4),
+    "factorized r2, distilled": distilled(2),
+    "factorized r1, distilled": distilled(1),
     "factorized r8, distilled": distilled(8),
     "factorized r4, projected": projected,
 }
@@ -145,7 +147,7 @@ METHODS: dict[str, Callable[[Run], float]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rates", type=float, nargs=2, default=(3e-3, 1e-3))
+    parser.add_argument("--rates", type=float, nargs=2, default=(5e-3, 3e-3))
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

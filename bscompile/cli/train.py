@@ -114,14 +114,14 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=3e-3,
+    default=5e-3,
     show_default=True,
     help="Its peak.",
 )
 @click.option(
     "--finetune-rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-3,
+    default=3e-3,
     show_default=True,
     help="Peak of the learning rate once the zeros are fixed.",
 )

@@ -41,8 +41,8 @@ class TrainConfig:
     epochs: int = 30
     finetune_epochs: int = 20
     batch: int = 64
-    learning_rate: float = 3e-3
-    finetune_rate: float = 1e-3
+    learning_rate: float = 5e-3
+    finetune_rate: float = 3e-3
     weight_decay: float = 1e-2
     seed: int = 0
     patience: int = 0
