@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,3 +113,10 @@ def test_a_driver_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setattr(simulator, "_verilate", lambda *_: pytest.fail("built again"))
     assert simulator.build(8) == path
     assert ctypes.CDLL(str(path))[simulator.symbol(8, "open")]() == 0
+
+
+def test_the_teaching_page_names_every_file():
+    page = (Path(simulator.__file__).parents[1] / "docs" / "writing_a_target.md").read_text()
+    files = [path for path in simulator.SOURCES.rglob("*.*") if path.suffix != ".pyc"]
+    assert len(files) > 10
+    assert [path.name for path in files if path.name not in page] == []
