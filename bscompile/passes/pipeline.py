@@ -17,6 +17,7 @@ from bscompile.passes.recognise_linear import RecogniseLinear
 from bscompile.passes.recognise_quantized import RecogniseQuantized
 from bscompile.passes.recover_factors import RecoverFactors
 from bscompile.passes.requantize import Requantize
+from bscompile.passes.restate_convolutions import RestateConvolutions
 from bscompile.passes.shrink import Shrink
 from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
@@ -38,6 +39,8 @@ def pipeline(plan: Planner, precision: str = "float32") -> list[GraphPass]:
         RecogniseQuantized(),
         # Recognition reads constants: weights that the graph computes must be one by then.
         FoldConstants(),
+        # Before recognition, which knows convolutions of two axes and matmuls.
+        RestateConvolutions(),
         # Before the next, which would take each MatMul of a factorized layer for a layer.
         RecogniseFactorized(),
         RecogniseLinear(),
