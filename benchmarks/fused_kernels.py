@@ -17,10 +17,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from bscompile.models.fused import launch_options
 
 KERNELS = ("product", "terms_gradient", "input_and_pattern_gradients")
@@ -40,6 +36,10 @@ def resources(
     kernel: str, dtype: str, terms: tuple[int, int, int], block: tuple[int, int], capability: int
 ) -> Resources:
     """Compile a kernel for factors C of shape ``terms`` and read the assembler's report."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     function = getattr(import_module("bscompile.models.fused_kernels"), kernel)
     options = launch_options(kernel, 4 if dtype == "fp32" else 2, terms, block)
     options["WITH_DX"] = True
@@ -62,6 +62,8 @@ def resources(
 
 def _report(binary: bytes) -> tuple[int, int]:
     """Registers and stack bytes of a thread."""
+    import triton
+
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
@@ -76,6 +78,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--capability", type=int, default=90, help="80 is A100, 90 is H100")
     capability = parser.parse_args().capability
+    try:
+        import triton
+    except ModuleNotFoundError:
+        print("triton is not installed: nothing to compile")
+        return
     print(f"width 1024, sm_{capability}, triton {triton.__version__}")
     print(f"{'kernel':30s}{'dtype':>6s}{'block':>7s}{'rank':>5s} registers  spilled B  shared KiB")
     for kernel in KERNELS:
