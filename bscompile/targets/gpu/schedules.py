@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import s_tir
+from tvm import s_tir, tirx
 from tvm.s_tir.dlight import gpu
 
 from bscompile.errors import ModelError
@@ -31,7 +31,7 @@ def schedule(func: Any, target: Any) -> Any:
             continue  # a rule found out half-way that the function is not for it
         if scheduled is not None:
             result = scheduled.mod["main"]
-            if _fits(result, target):
+            if _fits(result, target) and _is_bound(result):
                 return result.with_attrs(func.attrs) if func.attrs else result
     name = func.attrs.get("global_symbol", "of the model")
     raise ModelError(f"the function {name} cannot be run by the threads of {target.kind.name}")
@@ -41,3 +41,10 @@ def _fits(func: Any, target: Any) -> bool:
     allocated = s_tir.analysis.calculate_allocated_bytes(func)
     limit = int(target.attrs.get("max_shared_memory_per_block", 16384))
     return all(int(scopes.get("shared", 0)) <= limit for scopes in map(dict, allocated.values()))
+
+
+def _is_bound(func: Any) -> bool:
+    """Whether every nest begins with a loop over threads: some rules schedule one nest of many."""
+    body = func.body.block.body
+    nests = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+    return all(isinstance(nest, tirx.For) and nest.thread_binding is not None for nest in nests)
