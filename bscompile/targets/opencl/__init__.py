@@ -5,14 +5,14 @@ from __future__ import annotations
 from bscompile.targets.base import Target
 from bscompile.targets.gpu.kernels import TEMPLATES
 from bscompile.targets.opencl.build import build, prepare
-from bscompile.targets.opencl.hardware import detect, hardware
+from bscompile.targets.opencl.hardware import VARIANTS, detect, hardware
 
 __all__ = ["TARGET"]
 
 TARGET = Target(
     name="opencl",
     description="OpenCL devices: GPUs, and CPUs through PoCL; fixed shapes",
-    variants=("",),
+    variants=VARIANTS,
     detect=detect,
     hardware=hardware,
     templates=TEMPLATES,

@@ -10,6 +10,8 @@ from bscompile.targets.base import Availability, HardwareSpec
 from bscompile.targets.gpu.limits import CPU, HALF, HALF_BITS
 
 ISA = "opencl"
+#: Empty is the device of this machine; ``any`` is what every OpenCL device has.
+VARIANTS = ("", "any")
 # Drivers tell no memory rate and no lanes: typical ones, which rank tiles and forms of a layer.
 _GPU_LANES, _CPU_LANES = 64, 8
 _GPU_GBPS, _CPU_GBPS = 300.0, 20.0
@@ -22,12 +24,14 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
     """The device to compile for.
 
     Args:
-        variant: Always empty.
+        variant: Empty, or ``any`` for code that no device refuses.
         threads: Ignored: work-groups use every processor of the device.
 
     Raises:
         TargetError: pyopencl or a device is missing.
     """
+    if variant == "any":
+        return _ANY
     limits = opencl_device.limits()
     lanes = (limits.vector_floats or _CPU_LANES) if limits.is_cpu else _GPU_LANES
     half = HALF if "cl_khr_fp16" in limits.extensions else HALF_BITS
@@ -46,6 +50,22 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
         group_threads=min(limits.threads, *limits.sizes[:2], _THREAD_LIMIT),
         group_bytes=min(limits.shared_bytes, _SHARED_LIMIT),
     )
+
+
+_ANY = HardwareSpec(
+    name="any OpenCL device",
+    isa=ISA,
+    features=(HALF_BITS,),
+    cores=8,
+    peak_gflops={"float32": 2e-3 * _GPU_LANES * 1000, "float16": 2e-3 * _GPU_LANES * 1000},
+    memory_gbps=_GPU_GBPS,
+    cache_bytes=(1 << 20,),
+    cache_gbps=(100.0,),
+    vector_bytes=4 * _GPU_LANES,
+    launch_seconds=_LAUNCH_SECONDS,
+    group_threads=128,  # small GPUs have no larger groups
+    group_bytes=16 << 10,
+)
 
 
 def tvm_target(spec: HardwareSpec) -> Any:
@@ -67,9 +87,8 @@ def detect() -> Availability:
     try:
         limits = opencl_device.limits()
     except TargetError as error:
-        return Availability(
-            compiles=False, runs=False, detail=error.message, install=opencl_device.INSTALL
-        )
+        detail = f"{error.message}; only opencl:any can be compiled for"
+        return Availability(compiles=True, runs=False, detail=detail, install=opencl_device.INSTALL)
     shared = limits.shared_bytes >> 10
     detail = f"{limits.name}, {limits.processors} compute units, {shared} KiB local memory"
     return Availability(compiles=True, runs=True, detail=detail)
