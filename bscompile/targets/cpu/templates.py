@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bscompile.targets.base import KernelTemplate
+from bscompile.targets.kernels.amx import AmxTiles
 from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
 from bscompile.targets.kernels.dense import DenseTemplate
@@ -15,4 +16,5 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     BlockSparseRows(),
     KroneckerTemplate(),
     NarrowProducts(),
+    AmxTiles(),
 )

@@ -16,7 +16,7 @@ from bscompile.targets.kernels.packing import Operands, balance
 
 
 def pack_dots(
-    weight: BlockSparseMatrix, group: int, multiple: int, tasks: int, dtype: Any
+    weight: BlockSparseMatrix, group: int, multiple: int, tasks: int, dtype: Any, tile: int = 1
 ) -> Operands:
     """Block rows whose inputs stand in groups, and whose outputs fill whole vectors.
 
@@ -29,6 +29,7 @@ def pack_dots(
         multiple: Outputs of the narrowest vector.
         tasks: Parallel tasks.
         dtype: Of the numbers.
+        tile: Inputs are padded to a multiple of this.
 
     Returns:
         values [nnzb, steps, height, group] of ``dtype``, starts int32 [nnzb] (first input),
@@ -46,7 +47,7 @@ def pack_dots(
         values = values.copy()
         values[over] = moved
         starts[over] = k - bw
-    steps, height = -(-bw // group), -(-bh // multiple) * multiple
+    steps, height = _up(bw, max(group, tile)) // group, _up(bh, multiple)
     packed = np.zeros((max(1, len(values)), steps * group, height), dtype)
     packed[: len(values), :bw, :bh] = values.transpose(0, 2, 1)
     packed = packed.reshape(len(packed), steps, group, height).transpose(0, 1, 3, 2)
@@ -58,6 +59,10 @@ def pack_dots(
         ("indptr", weight.indptr),
         ("bounds", balance(np.diff(weight.indptr), tasks)),
     )
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def as_panels(weight: Weight, width: int) -> BlockSparseMatrix:
@@ -77,10 +82,12 @@ def as_panels(weight: Weight, width: int) -> BlockSparseMatrix:
     )
 
 
-def pack_bfloat16(weight: Weight, width: int, group: int, multiple: int, tasks: int) -> Operands:
+def pack_bfloat16(
+    weight: Weight, width: int, group: int, multiple: int, tasks: int, tile: int = 1
+) -> Operands:
     """Pairs of bfloat16 in one int32 each: values int32 [nnzb, steps, height]."""
     matrix = as_panels(cast_weight(weight, ml_dtypes.bfloat16), width)
-    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, ml_dtypes.bfloat16)
+    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, ml_dtypes.bfloat16, tile)
     return ((name, values.view(np.int32)[..., 0]), *rest)
 
 
@@ -90,6 +97,7 @@ def pack_int8(
     group: int,
     multiple: int,
     tasks: int,
+    tile: int = 1,
     *,
     dense: bool,
     in_words: bool,
@@ -102,6 +110,7 @@ def pack_int8(
         group: Inputs of one step.
         multiple: Outputs of the narrowest vector.
         tasks: Parallel tasks.
+        tile: Inputs are padded to a multiple of this.
         dense: Whether the weight runs in panels, whatever it comes as.
         in_words: Whether four numbers make one int32.
 
@@ -115,7 +124,7 @@ def pack_int8(
         weight = QuantizedMatrix.of(numbers, Quantization(scale))
     quantization = weight.quantization
     matrix = as_panels(weight.to_dense(), width) if dense else weight
-    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, np.int8)
+    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, np.int8, tile)
     flat: Array = (
         values.view(np.int32)[..., 0] if in_words else values.reshape(*values.shape[:2], -1)
     )

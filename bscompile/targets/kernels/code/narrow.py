@@ -157,17 +157,7 @@ class _Nest:
 
         def value(r: int, at: int, size: int) -> Expr:
             total = emit.total([rows_of[r] for rows_of in sums], at, size)
-            if inputs.scale is None or inputs.zero is None:
-                return total
-            weight_scale, weight_sums = args.operands[4:6]
-            zero = inputs.zero[row + r] - self._product.shift
-            moved = emit.splat(zero, size) * emit.load(
-                weight_sums, column + at, lanes=size
-            )
-            factor = emit.splat(inputs.scale[row + r], size) * emit.load(
-                weight_scale, column + at, lanes=size
-            )
-            return T.cast(T.bind(total - moved), _floats(size)) * factor
+            return inputs.real(args, total, row + r, column + at, size)
 
         def write(count: int) -> None:
             finish_tile(args, len(sums[0]), pieces(count, self._lanes), value, row, column)
@@ -180,7 +170,3 @@ class _Nest:
                 write(self._bh)
             with T.Else():
                 write(self._last)
-
-
-def _floats(lanes: int) -> str:
-    return "float32" if lanes == 1 else f"float32x{lanes}"

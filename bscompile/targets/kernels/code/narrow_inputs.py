@@ -29,14 +29,35 @@ class Inputs:
         x: [m, k + pad] in the product's element type.
         scale: float32 [m], s of each row; None for bfloat16.
         zero: int32 [m], z of each row, in the terms of ``x``; None for bfloat16.
+        shift: What the instruction takes away from each x.
     """
 
     x: Buffer
     scale: Buffer | None = None
     zero: Buffer | None = None
+    shift: int = 0
+
+    def real(self, args: Arguments, total: Expr, row: Expr, column: Expr, lanes: int) -> Expr:
+        """A sum as the float32 that it stands for; operands 4 and 5 are scale and sums of W."""
+        if self.scale is None or self.zero is None:
+            return total
+        weight_scale, weight_sums = (
+            emit.load(args.operands[i], column, lanes=lanes) for i in (4, 5)
+        )
+        moved = total - emit.splat(self.zero[row] - self.shift, lanes) * weight_sums
+        factor = emit.splat(self.scale[row], lanes) * weight_scale
+        return T.cast(T.bind(moved), _vector("float32", lanes)) * factor
 
 
-def prepare(args: Arguments, product: Product, mode: str, tasks: int) -> Inputs:
+def prepare(
+    args: Arguments,
+    product: Product,
+    mode: str,
+    tasks: int,
+    *,
+    row_multiple: int = 1,
+    reach: int = 0,
+) -> Inputs:
     """Emit the preparation of all rows.
 
     Args:
@@ -44,14 +65,18 @@ def prepare(args: Arguments, product: Product, mode: str, tasks: int) -> Inputs:
         product: Decides what x becomes.
         mode: ``round`` for bfloat16, or ``row``, ``tensor``, ``static`` of quantization.py.
         tasks: Parallel tasks.
+        row_multiple: The scratch tensor's rows are a multiple of this; those over m hold nothing.
+        reach: Inputs over the end of a row that may be read; at least a group's.
     """
     k = int(args.x.shape[1])
-    scratch = T.sblock_alloc_buffer((args.m, k + product.group - 1), product.element)
+    held = args.m if row_multiple == 1 else emit.tile_count(args.m, row_multiple) * row_multiple
+    scratch = T.sblock_alloc_buffer((held, k + max(reach, product.group - 1)), product.element)
     if mode == "round":
         inputs = Inputs(scratch)
     else:
         scale = T.sblock_alloc_buffer((args.m,), "float32")
-        inputs = Inputs(scratch, scale, T.sblock_alloc_buffer((args.m,), "int32"))
+        zero = T.sblock_alloc_buffer((args.m,), "int32")
+        inputs = Inputs(scratch, scale, zero, product.shift)
     if isinstance(args.m, int) and args.m * k <= _SERIAL:
         tasks = 1
     rows = T.int64(args.m)
