@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 #: Name -> module that exports TARGET. A new target is one line here and one folder.
 TARGETS = {
     "cpu": "bscompile.targets.cpu",
+    "hexagon": "bscompile.targets.hexagon",
     "opencl": "bscompile.targets.opencl",
     "systolic": "bscompile.targets.systolic",
     "webgpu": "bscompile.targets.webgpu",

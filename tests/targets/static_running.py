@@ -72,7 +72,8 @@ def run_kernels(variant, calls):
     from bscompile.runtime.native import StaticExecutable
     from bscompile.targets.native.build import build_static
 
-    context = targets.resolve(f"cpu:{variant}", 2)
+    name = variant if variant in targets.TARGETS else f"cpu:{variant}"
+    context = targets.resolve(name, None if variant == "hexagon" else 2)
     hardware = context.hardware
     code = context.target.build.keywords["code"](hardware)
     storages, buffers, steps, kernels, outputs = [], [], [], {}, []

@@ -109,13 +109,14 @@ def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
     *parts, main = objects
     parts.append(folder / "kernels.o")
     if machine.freestanding:
-        linker = [*find_zig(), "ld.lld"]
-        _run([*linker, "-r", *parts, "-o", folder / "model.o"])
-        _run([*linker, "-static", "-e", "_start", main, folder / "model.o", "-o", folder / "model"])
+        _run([*find_zig(), "ld.lld", "-r", *parts, "-o", folder / "model.o"])
+        kind = ["-static", "-nostdlib", "-e", "_start"]
+        libraries = ["-lcompiler_rt"]  # what the processor has no instruction for
     else:
         _run([*compiler, "-nostdlib", "-r", *parts, "-o", folder / "model.o"])
-        program = ["-static", "-s", main, folder / "model.o", "-lm", "-pthread"]
-        _run([*compiler, *program, "-o", folder / "model"])
+        kind, libraries = ["-static", "-s"], ["-lm", "-pthread"]
+    program = [*kind, *machine.flags, main, folder / "model.o", *libraries]
+    _run([*compiler, *program, "-o", folder / "model"])
 
 
 def _run(command: Sequence[object]) -> None:

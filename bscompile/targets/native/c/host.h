@@ -4,6 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+void *memcpy(void *to, const void *from, size_t bytes); /* as string.h, which may be absent */
+void *memset(void *to, int value, size_t bytes);
+
 void *host_allocate(size_t bytes);                    /* aligned to BSCOMPILE_ALIGNMENT, or null */
 void host_free(void *memory);                         /* may do nothing */
 long host_read(int file, void *to, size_t bytes);     /* as read(2) */

@@ -30,6 +30,15 @@ void *memset(void *to, int value, size_t bytes) {
   return to;
 }
 
+/* Rounded to nearest even: beyond 2^23 there are no fractions, and below adding it drops them. */
+float nearbyintf(float x) {
+  const float limit = 8388608.0f;
+  if (!(x > -limit && x < limit)) return x;
+  volatile float moved = x < 0 ? x - limit : x + limit;
+  return __builtin_copysignf(x < 0 ? moved + limit : moved - limit, x);
+}
+float rintf(float x) { return nearbyintf(x); }
+
 void *host_allocate(size_t bytes) { /* pages are aligned to more than is asked for */
   long at = system_call(MMAP, 0, (long)(bytes ? bytes : 1), 3, 0x22, -1, 0);
   return at < 0 && at > -4096 ? 0 : (void *)at;

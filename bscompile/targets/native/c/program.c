@@ -2,7 +2,6 @@
 #include "bscompile_model.h"
 #include "host.h"
 #include "program.h"
-#include <string.h>
 
 #define P bscompile_program
 #define ROUND_UP(n) (((n) + BSCOMPILE_ALIGNMENT - 1) & ~(uint64_t)(BSCOMPILE_ALIGNMENT - 1))
