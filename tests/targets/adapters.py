@@ -9,6 +9,7 @@ MODULES = (
     "tests.targets.cpu_adapter",
     "tests.targets.opencl.adapter",
     "tests.targets.systolic.adapter",
+    "tests.targets.webgpu.adapter",
 )
 
 
