@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from bscompile.dialect import FOUND_KEY, LinearOp, Weight, make_node
 from bscompile.dialect.quantization import Quantization
@@ -61,6 +62,8 @@ class RecogniseQuantized(GraphPass):
                 reason = self._dynamic(model.graph, node)
             if reason:
                 self.refused_for(layer_name(node), reason)
+        if len(self.applied) > before:
+            common.RemoveUnusedNodesPass()(model)  # what dequantised x, if nobody else reads it
         return len(self.applied) > before
 
     def _static(self, graph: ir.Graph, node: ir.Node) -> str | None:
