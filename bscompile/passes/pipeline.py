@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from bscompile.errors import BscompileError
 from bscompile.passes.absorb_permutation import AbsorbPermutation
+from bscompile.passes.absorb_reshape import AbsorbReshape
 from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.choose_form import ChooseForm, Planner
 from bscompile.passes.fold_constants import FoldConstants
@@ -44,6 +45,8 @@ def pipeline(plan: Planner, precision: str = "float32") -> list[GraphPass]:
         # Before the next, which would take each MatMul of a factorized layer for a layer.
         RecogniseFactorized(),
         RecogniseLinear(),
+        # Before fusing, which follows a layer's result only as long as nothing reshapes it.
+        AbsorbReshape(),
         # Before looking for factors: blocks may show only in another order of the channels.
         AbsorbPermutation(),
         # Before shrinking: factors are found in whole weights, and lose whole blocks.
