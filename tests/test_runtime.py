@@ -201,7 +201,7 @@ def test_thread_counts(path, model):
     [
         ({"features": ("avx99", "fma")}, "needs CPU features that .* lacks: avx99"),
         ({"machine": "z80"}, "built for z80 processors"),
-        ({"loader": "cuda"}, "made for the loader 'cuda'"),
+        ({"loader": "quantum"}, "made for the loader 'quantum'"),
         ({"versions": {"apache-tvm": "0.1"}}, "built with apache-tvm 0.1, installed is"),
     ],
 )

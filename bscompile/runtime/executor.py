@@ -21,9 +21,10 @@ Array = npt.NDArray[Any]
 EXECUTORS = {
     "vm": "bscompile.runtime.vm",
     "systolic": "bscompile.runtime.systolic",
-    "native": "bscompile.runtime.native",
     "webgpu": "bscompile.runtime.webgpu",
     "opencl": "bscompile.runtime.opencl",
+    "native": "bscompile.runtime.native",
+    "cuda": "bscompile.runtime.cuda",
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from bscompile.errors import ArtifactError, TargetError, UsageError
 from bscompile.machine import available_threads
 
-_CPU_DEVICE = (1, 0, 2)  # kDLCPU, device 0, pooled allocator
+CPU_DEVICE = (1, 0, 2)  # kDLCPU, device 0, pooled allocator
 _AFFINITY_BIG_CORES = 1
 
 _import_lock = threading.Lock()
@@ -119,10 +119,16 @@ def _thread_functions() -> tuple[Any, Any, int]:
 
 
 class Executable:
-    """Compiled code, loaded into the process."""
+    """Compiled code, loaded into the process.
 
-    def __init__(self, code: bytes) -> None:
+    Args:
+        code: A shared library with a Relax executable.
+        devices: Type, number and allocator of each device that it uses, the host's last.
+    """
+
+    def __init__(self, code: bytes, devices: tuple[int, ...] = CPU_DEVICE) -> None:
         ffi = load_ffi()
+        self._devices = devices
         # A folder of mode 0700 that is gone once the library is mapped.
         with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
             path = Path(folder) / "model.so"
@@ -137,7 +143,7 @@ class Executable:
     def machine(self) -> Any:
         """A new virtual machine with its own state that runs this code."""
         vm = self._module["vm_load_executable"]()
-        vm["vm_initialization"](*_CPU_DEVICE)
+        vm["vm_initialization"](*self._devices)
         return vm
 
 

@@ -25,6 +25,8 @@ _ENTRY = "main"
 class VirtualMachine(Executor):
     """A shared library with a Relax executable; the weights are bound to its function main."""
 
+    devices: tuple[int, ...] = tvm_library.CPU_DEVICE
+
     def __init__(self, artifact: Artifact, threads: int) -> None:
         _check_fits(artifact.manifest)
         if CODE not in artifact.members:
@@ -32,7 +34,7 @@ class VirtualMachine(Executor):
         self._manifest = artifact.manifest
         self._threads = threads
         self._ffi = tvm_library.load_ffi()
-        self._executable = tvm_library.Executable(artifact.members[CODE])
+        self._executable = tvm_library.Executable(artifact.members[CODE], self.devices)
         self._param_addresses: set[int] = set()
         self._params = self._load_params(artifact.weights)
         self._main: Any = self._bound_main(self._executable.machine())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 #: Name -> module that exports TARGET. A new target is one line here and one folder.
 TARGETS = {
     "cpu": "bscompile.targets.cpu",
+    "cuda": "bscompile.targets.cuda",
     "hexagon": "bscompile.targets.hexagon",
     "opencl": "bscompile.targets.opencl",
     "systolic": "bscompile.targets.systolic",

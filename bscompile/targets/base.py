@@ -141,10 +141,13 @@ class Kernel:
         prim_func: tvm.tirx.PrimFunc taking (x [m, k], *operands, *epilogue tensors, y [m, n]);
             m is one symbolic int64 or a constant. A bias tensor is [n], a residual [m, n].
         operands: The weight as the kernel wants it, in argument order: (suffix, array).
+        x_dtype: In which the kernel takes x; lowering casts where that is not how x comes.
+            Empty for the problem's own.
     """
 
     prim_func: Any
     operands: tuple[tuple[str, Array], ...]
+    x_dtype: str = ""
 
 
 class KernelTemplate(ABC):

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from tvm import relax, tirx
 
@@ -87,22 +89,32 @@ def kernel_call(
                 return None
             kernel = reading
         importer.shared[key] = _register(importer, op, kernel)
-    function, operands = importer.shared[key]
+    function, operands, x_dtype = importer.shared[key]
     result = relax.TensorType([m, tirx.const(problem.n, "int64")], problem.y_dtype)
 
     def call(x: Any, tensors: list[Any]) -> Any:
+        if x_dtype and x_dtype != str(x.ty.dtype):
+            x = view.bb.emit(relax.op.astype(x, x_dtype))
         return view.bb.emit(relax.call_tir(function, [x, *operands, *tensors], result))
 
     return call
 
 
-def _register(importer: Importer, op: LinearOp, kernel: Kernel) -> tuple[Any, list[Any]]:
+def _register(importer: Importer, op: LinearOp, kernel: Kernel) -> tuple[Any, list[Any], str]:
     prim_func = kernel.prim_func.with_attr("op_pattern", _OPAQUE)
     prim_func = prim_func.with_attr("tirx.is_scheduled", True).without_attr("global_symbol")
     # The builder gives structurally equal functions one name, so equal layers share their code.
     function = importer.bb.add_func(prim_func, f"{op.form}_matmul")
-    operands = [importer.parameter(f"{op.name}.{s}", array) for s, array in kernel.operands]
-    return function, operands
+    operands = [_operand(importer, f"{op.name}.{s}", array) for s, array in kernel.operands]
+    return function, operands, kernel.x_dtype
+
+
+def _operand(importer: Importer, name: str, array: npt.NDArray[Any]) -> Any:
+    if array.dtype.name != "bfloat16":
+        return importer.parameter(name, array)
+    # Neither numpy nor the artifact knows bfloat16: its bits travel as uint16.
+    bits = importer.parameter(name, array.view(np.uint16))
+    return importer.bb.emit(relax.op.memory.view(bits, dtype="bfloat16"))
 
 
 def _choice(node: ir.Node, problem: Problem, importer: Importer) -> tuple[KernelTemplate, Config]:

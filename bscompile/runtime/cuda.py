@@ -1,0 +1,148 @@
+"""Code for an NVIDIA GPU: TVM's virtual machine on the host, kernels and weights on the device.
+
+The artifact holds the kernels as one fat binary, machine code and PTX. TVM's runtime asks a
+function named ``tvm_callback_cuda_compile`` for the code of the source text that the library names;
+here that answer is the fat binary, so nothing is compiled where a model runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.artifact import Artifact
+from bscompile.errors import ArtifactError, TargetError
+from bscompile.runtime import tvm_library
+from bscompile.runtime.vm import VirtualMachine
+
+Array = npt.NDArray[Any]
+
+SOURCE = "code/kernels.cu"
+KERNELS = "code/kernels.fatbin"
+_CALLBACK = "tvm_callback_cuda_compile"
+_CUDA = 2  # kDLCUDA
+_RUNTIME = "libcudart.so.13"
+
+
+class CudaMachine(VirtualMachine):
+    """The virtual machine with a GPU as its first device; arrays cross over at each call."""
+
+    devices: tuple[int, ...] = (_CUDA, 0, 2, *tvm_library.CPU_DEVICE)
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        for name in (SOURCE, KERNELS):
+            if name not in artifact.members:
+                raise ArtifactError(f"the member {name!r} is missing")
+        ffi = load_cuda()
+        source = artifact.members[SOURCE].decode("utf-8", "replace")
+        give = _give(source, artifact.members[KERNELS])
+        before = ffi.get_global_func(_CALLBACK, allow_missing=True)
+        ffi.register_global_func(_CALLBACK, give, override=True)
+        try:
+            super().__init__(artifact, threads)
+        finally:
+            if before is not None:
+                ffi.register_global_func(_CALLBACK, before, override=True)
+
+    def _tensor(self, array: Array) -> Any:
+        """A copy on the device."""
+        host = super()._tensor(array)
+        device = _functions()["allocate"](array.shape, str(array.dtype), _device(_CUDA), None)
+        _functions()["copy"](host, device)
+        return device
+
+    def _collect(self, results: Any, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs, copied back; that waits until they are computed."""
+        outputs = self._manifest.outputs
+        many = [results] if hasattr(results, "__dlpack__") else list(results)
+        if len(many) != len(outputs):
+            raise ArtifactError(f"its code returned {len(many)} outputs, not {len(outputs)}")
+        return [_to_host(result) for result in many]
+
+
+EXECUTOR = CudaMachine
+
+
+@cache
+def load_cuda() -> Any:
+    """The tvm_ffi module with the CUDA part of the TVM runtime loaded and a GPU found.
+
+    Raises:
+        TargetError: no driver, no CUDA runtime library, or no GPU.
+    """
+    ffi = tvm_library.load_ffi()
+    if ffi.get_global_func("device_api.cuda", allow_missing=True) is None:
+        _load_driver()
+        package = importlib.util.find_spec("tvm")
+        assert package is not None  # load_ffi has found it
+        assert package.origin is not None
+        library = Path(package.origin).parent / "lib" / "libtvm_runtime_cuda.so"
+        try:
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise TargetError(f"TVM's CUDA runtime cannot be loaded: {error}") from error
+    if not ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, 0):
+        raise TargetError(
+            "this model runs on an NVIDIA GPU, and none is here",
+            "run it where one is, or build it with --target cpu",
+        )
+    return ffi
+
+
+def _load_driver() -> None:
+    try:
+        ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+    except OSError:
+        raise TargetError(
+            "this model runs on an NVIDIA GPU, and no driver for one is here (libcuda.so.1)",
+            "run it where a GPU is, or build it with --target cpu",
+        ) from None
+    wheels = (str(p) for d in sys.path for p in Path(d).glob(f"nvidia/*/lib/{_RUNTIME}"))
+    for name in (_RUNTIME, *wheels):
+        try:
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return
+    raise TargetError(
+        f"running on an NVIDIA GPU needs {_RUNTIME}",
+        "install the CUDA 13 toolkit, or pip install nvidia-cuda-runtime",
+    )
+
+
+def _give(source: str, kernels: bytes) -> Any:
+    def compile_cuda(wanted: str, *_target: Any) -> bytes:
+        if str(wanted) != source:
+            raise RuntimeError("the library names other kernels than the artifact holds")
+        return kernels
+
+    return compile_cuda
+
+
+@cache
+def _functions() -> dict[str, Any]:
+    ffi = tvm_library.load_ffi()
+    names = {
+        "allocate": "runtime.TVMTensorAllocWithScope",
+        "copy": "runtime.TVMTensorCopyFromTo",
+    }
+    return {key: ffi.get_global_func(name) for key, name in names.items()}
+
+
+@cache
+def _device(kind: int) -> Any:
+    return tvm_library.load_ffi().device({1: "cpu", _CUDA: "cuda"}[kind], 0)
+
+
+def _to_host(tensor: Any) -> Array:
+    host = _functions()["allocate"](tuple(tensor.shape), str(tensor.dtype), _device(1), None)
+    _functions()["copy"](tensor, host)
+    return np.array(np.from_dlpack(host))  # a copy: the caller's own, and writable

@@ -1,0 +1,1 @@
+"""Generated CUDA kernels as TIR: what needs TVM; the templates import it when they build."""

@@ -1,0 +1,117 @@
+"""y = x Wᵀ over packed steps, as blocks that a schedule may place: one meaning for many kernels.
+
+    for each tile row r, tile of m:   for each step j of r:
+        XG[j] = the columns of x that the step names      WG[j] = its values
+        C += XG[j] WG[j]ᵀ                                 y = epilogue(C)
+
+The gathers are blocks of their own: reading x through the places inside the product would add
+predicates that no schedule can prove away. The last tile's missing rows read the last row of x
+again; they are not stored.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.base import Problem
+from bscompile.targets.cuda.kernels.code.signature import Arguments, Operands, generate, tiles
+from bscompile.targets.cuda.kernels.packing import Layout
+
+
+def definition(
+    problem: Problem, operands: Operands, layout: Layout, rows: int, multiplied: str
+) -> Any:
+    """The PrimFunc, unscheduled.
+
+    Args:
+        problem: The layer.
+        operands: As packing.pack_steps makes them.
+        layout: How they were cut.
+        rows: Rows of x in a tile.
+        multiplied: dtype of x and of the values.
+    """
+    return generate(
+        "block_sparse_steps",
+        problem,
+        multiplied,
+        operands,
+        lambda args: _body(args, problem, layout, rows, multiplied),
+    )
+
+
+def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, multiplied: str) -> None:
+    n, k = problem.n, problem.k
+    wide, step, group = layout.rows, layout.step, layout.group
+    unit, tile_rows = layout.unit(k), -(-n // wide)
+    values, starts, indptr, order = args.operands
+    # Steps of one tile row, at most: the staging buffers need a bound, and keep a few of them.
+    bound = -(-k // group) // (step // group) + 1
+    with T.grid(tile_rows, tiles(args.m, rows)) as (tile, at), T.sblock("outer"):
+        vr = T.axis.spatial(tile_rows, tile)
+        vm = T.axis.spatial(tiles(args.m, rows), at)
+        T.reads(args.x[0 : args.m, 0:k], values[0 : values.shape[0], 0:wide, 0:step])
+        T.writes(args.y[0 : args.m, 0:n])
+        # Bound here: with an expression in their place the pipeliner's waits are not constant.
+        count = T.bind(indptr[vr + 1] - indptr[vr])
+        first = T.bind(indptr[vr])
+        column = T.bind(order[vr] * wide)
+        xg = T.sblock_alloc_buffer((bound, rows, step), multiplied)
+        wg = T.sblock_alloc_buffer((bound, wide, step), multiplied)
+        total = T.sblock_alloc_buffer((rows, wide), "float32")
+        row_of = _row(args.m, vm, rows)
+        with T.grid(T.min(count, bound), rows, step) as (j, i, c), T.sblock("XG"):
+            vj, vi, vc = T.axis.remap("SSS", [j, i, c])
+            place = starts[first + vj, T.floordiv(vc, group)] * unit + T.floormod(vc, group)
+            T.reads(args.x[row_of(vi), 0:k], starts[first + vj, T.floordiv(vc, group)])
+            T.writes(xg[vj, vi, vc])
+            T.buffer_store(xg, args.x[row_of(vi), place], [vj, vi, vc])
+        with T.grid(T.min(count, bound), wide, step) as (j, o, c), T.sblock("WG"):
+            vj, vo, vc = T.axis.remap("SSS", [j, o, c])
+            T.reads(values[first + vj, vo, vc])
+            T.writes(wg[vj, vo, vc])
+            T.buffer_store(wg, values[first + vj, vo, vc], [vj, vo, vc])
+        with T.grid(rows, wide, T.min(count, bound), step) as (i, o, j, c), T.sblock("C"):
+            vi, vo, vj, vc = T.axis.remap("SSRR", [i, o, j, c])
+            T.reads(xg[vj, vi, vc], wg[vj, vo, vc])
+            T.writes(total[vi, vo])
+            with T.init():
+                T.buffer_store(total, T.float32(0), [vi, vo])
+            product = T.cast(xg[vj, vi, vc], "float32") * T.cast(wg[vj, vo, vc], "float32")
+            T.buffer_store(total, total[vi, vo] + product, [vi, vo])
+        with T.grid(rows, wide) as (i, o), T.sblock("Y"):
+            vi, vo = T.axis.remap("SS", [i, o])
+            row, out = _place(vm, rows, vi), column + vo
+            T.reads(total[vi, vo], *args.reads(row, out))
+            T.writes(args.y[row, out])
+            inside = _inside(args.m, rows, row, n, wide, out)
+            with ExitStack() as guards:
+                if inside is not None:
+                    guards.enter_context(T.If(inside))
+                    guards.enter_context(T.Then())
+                T.buffer_store(args.y, args.finish(total[vi, vo], row, out), [row, out])
+
+
+def _place(tile: Any, rows: int, row: Any) -> Any:
+    return T.cast(tile, "int64") * rows + row
+
+
+def _row(m: Any, tile: Any, rows: int) -> Any:
+    """The row of x that a tile's row reads: never past the last."""
+    if isinstance(m, int) and m % rows == 0:
+        return lambda row: _place(tile, rows, row)
+    return lambda row: T.min(
+        _place(tile, rows, row), T.int64(m - 1) if isinstance(m, int) else m - 1
+    )
+
+
+def _inside(m: Any, rows: int, row: Any, n: int, wide: int, column: Any) -> Any:
+    """Whether y has that element; None where every tile is whole."""
+    tests = []
+    if not isinstance(m, int) or m % rows:
+        tests.append(row < m)
+    if n % wide:
+        tests.append(column < n)
+    return T.And(*tests) if len(tests) == 2 else tests[0] if tests else None

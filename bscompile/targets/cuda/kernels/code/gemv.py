@@ -1,0 +1,142 @@
+"""Few rows of x: bound by reading W once, so every lane reads 16 bytes of it and none is staged.
+
+``step / lanes`` lanes share one output of a step, a warp so many outputs as it has such groups;
+``split`` warps of a thread block take steps in turn and add up in shared memory. Each lane keeps
+one sum for each of ``rows`` rows of x, which stay in the nearest cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.targets.base import Problem
+from bscompile.targets.cuda.kernels.code.signature import Arguments, Operands, generate, tiles
+from bscompile.targets.cuda.kernels.packing import Layout
+
+_WARP = 32
+_C_TYPES = {"float32": "float", "float16": "half", "bfloat16": "nv_bfloat16"}
+
+
+def kernel(
+    problem: Problem, operands: Operands, layout: Layout, multiplied: str, *, rows: int, split: int
+) -> Any:
+    """The PrimFunc.
+
+    Args:
+        problem: The layer.
+        operands: As packing.pack_steps makes them.
+        layout: How they were cut.
+        multiplied: dtype of the values; products and sums are float32.
+        rows: Rows of x that a thread block takes together.
+        split: Warps that share one tile row's steps.
+    """
+    vector = layout.unit(problem.k)
+    lanes = min(_WARP, layout.step // vector)
+    return generate(
+        "few_rows",
+        problem,
+        problem.x_dtype,
+        operands,
+        lambda args: _body(args, problem, layout, multiplied, rows, split, lanes, vector),
+    )
+
+
+def _body(
+    args: Arguments,
+    problem: Problem,
+    layout: Layout,
+    multiplied: str,
+    rows: int,
+    split: int,
+    lanes: int,
+    vector: int,
+) -> None:
+    values, starts, indptr, order = args.operands
+    outputs = _WARP // lanes  # of one warp
+    parts = layout.rows // outputs
+    tile_rows = -(-problem.n // layout.rows)
+    name, source = _dot(problem.x_dtype, multiplied, vector)
+    with (
+        T.thread_binding(0, tile_rows * parts, "blockIdx.x") as block,
+        T.thread_binding(0, tiles(args.m, rows), "blockIdx.y") as tile,
+        T.thread_binding(0, split, "threadIdx.y") as warp,
+        T.thread_binding(0, _WARP, "threadIdx.x") as lane,
+        T.sblock("few_rows"),
+    ):
+        T.reads()
+        T.writes()
+        sums = T.sblock_alloc_buffer((rows,), "float32", scope="local")
+        shared = T.sblock_alloc_buffer((split, rows, outputs), "float32", scope="shared")
+        packed_row = T.bind(T.floordiv(block, parts))
+        mine = T.bind(T.floordiv(lane, lanes))
+        out = T.bind(T.floormod(block, parts) * outputs + mine)
+        column = T.bind(order[packed_row] * layout.rows + out)
+        first = T.bind(indptr[packed_row])
+        count = T.bind(indptr[packed_row + 1] - first)
+        with T.unroll(rows) as r:
+            T.buffer_store(sums, T.float32(0), [r])
+        with T.serial(0, T.floordiv(count - warp + (split - 1), split)) as turn:
+            step = T.bind(first + turn * split + warp)
+            for piece in range(layout.step // (lanes * vector)):
+                c = T.bind((piece * lanes + T.floormod(lane, lanes)) * vector)
+                place = T.bind(
+                    starts[step, T.floordiv(c, layout.group)] * vector + T.floormod(c, layout.group)
+                )
+                with T.unroll(rows) as r:
+                    T.evaluate(
+                        T.cuda.func_call(
+                            name,
+                            T.address_of(sums[r]),
+                            T.address_of(values[step, out, c]),
+                            T.address_of(args.x[_row(args.m, tile, rows, r), place]),
+                            source_code=source,
+                        )
+                    )
+        with T.unroll(rows) as r:
+            for shift in range(lanes.bit_length() - 1):
+                other = T.tvm_warp_shuffle_xor(
+                    T.tvm_warp_activemask(), sums[r], 1 << shift, _WARP, _WARP
+                )
+                T.buffer_store(sums, sums[r] + other, [r])
+        if split > 1:
+            with T.If(T.floormod(lane, lanes) == 0), T.Then(), T.unroll(rows) as r:
+                T.buffer_store(shared, sums[r], [warp, r, mine])
+            T.evaluate(T.tvm_storage_sync("shared"))
+        with T.If(T.And(warp == 0, T.floormod(lane, lanes) == 0)), T.Then(), T.unroll(rows) as r:
+            total = sums[r]
+            if split > 1:
+                total = shared[0, r, mine]
+                for w in range(1, split):
+                    total = total + shared[w, r, mine]
+            row = T.cast(tile, "int64") * rows + r
+            with T.If(T.And(row < args.m, column < problem.n)), T.Then():
+                T.buffer_store(args.y, args.finish(total, row, column), [row, column])
+
+
+def _row(m: Any, tile: Any, rows: int, row: Any) -> Any:
+    last = T.int64(m - 1) if isinstance(m, int) else m - 1
+    return T.min(T.cast(tile, "int64") * rows + row, last)
+
+
+def _dot(x_dtype: str, w_dtype: str, vector: int) -> tuple[str, str]:
+    """A CUDA function that adds ``vector`` products to a sum, with one load of each side."""
+    name = f"bscompile_dot_{x_dtype}_{w_dtype}_{vector}"
+    x_type, w_type = _C_TYPES[x_dtype], _C_TYPES[w_dtype]
+
+    def piece(kind: str, dtype: str) -> str:
+        size = 4 if dtype == "float32" else 2
+        return f"struct alignas({min(16, size * vector)}) {{ {kind} at[{vector}]; }}"
+
+    return (
+        name,
+        f"""
+__forceinline__ __device__ void {name}(float* sum, const void* w, const void* x) {{
+  {piece(w_type, w_dtype)} ws = *(decltype(ws)*)w;
+  {piece(x_type, x_dtype)} xs = *(decltype(xs)*)x;
+  #pragma unroll
+  for (int i = 0; i < {vector}; i++) *sum = fmaf((float)ws.at[i], (float)xs.at[i], *sum);
+}}
+""",
+    )

@@ -1,0 +1,139 @@
+"""What every kernel of this target takes, and what happens between the sum and y."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bscompile.dialect import TENSOR_STEPS
+from bscompile.targets.base import Array, Problem
+
+Expr = Any  # a TIR expression or an int
+Buffer = Any
+Operands = tuple[tuple[str, Array], ...]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A kernel's parameters inside its body.
+
+    Attributes:
+        m: Rows of x and y: an int, or an int64 variable.
+        x: [m, k].
+        y: [m, n], in the problem's y_dtype.
+        operands: The packed weight's buffers.
+        steps: Epilogue steps with their tensor, None for activations.
+    """
+
+    m: Expr
+    x: Buffer
+    y: Buffer
+    operands: tuple[Buffer, ...]
+    steps: tuple[tuple[str, Buffer | None], ...]
+
+    def finish(self, total: Expr, row: Expr, column: Expr) -> Expr:
+        """The epilogue of y[row, column], in float32, rounded to y's dtype at the end."""
+        for step, tensor in self.steps:
+            if step == "bias":
+                assert tensor is not None
+                total = total + T.cast(tensor[column], "float32")
+            elif step == "residual":
+                assert tensor is not None
+                total = total + T.cast(tensor[row, column], "float32")
+            else:
+                total = _ACTIVATIONS[step](total)
+        return T.cast(total, str(self.y.dtype))
+
+    def reads(self, row: Expr, column: Expr) -> list[Any]:
+        """The elements of epilogue tensors that y[row, column] takes."""
+        return [
+            tensor[column] if step == "bias" else tensor[row, column]
+            for step, tensor in self.steps
+            if tensor is not None
+        ]
+
+
+def generate(
+    name: str,
+    problem: Problem,
+    x_dtype: str,
+    operands: Operands,
+    body: Callable[[Arguments], None],
+) -> Any:
+    """The PrimFunc (x, *operands, *epilogue tensors, y) with the statements that ``body`` emits.
+
+    Args:
+        name: Of the kernel in profiles.
+        problem: The layer; the epilogue's tensors have the dtype of y.
+        x_dtype: In which the kernel takes x, see Kernel.x_dtype.
+        operands: The packed weight.
+        body: Emits the kernel.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            m = problem.m if problem.m is not None else T.int64()
+            x = T.arg("x", T.handle())
+            weights = [T.arg(suffix, T.handle()) for suffix, _ in operands]
+            wanted = [step for step in problem.epilogue if step in TENSOR_STEPS]
+            tensors = [T.arg(f"{step}{i}", T.handle()) for i, step in enumerate(wanted)]
+            y = T.arg("y", T.handle())
+            shapes = {"bias": (problem.n,), "residual": (m, problem.n)}
+            x_buffer = T.match_buffer(x, (m, problem.k), x_dtype)
+            # The first axis counts what depends on the pattern: symbolic, so that layers which
+            # differ in nothing else share their code.
+            weight_buffers = tuple(
+                T.match_buffer(handle, (T.int64(), *array.shape[1:]), array.dtype.name)
+                for handle, (_, array) in zip(weights, operands, strict=True)
+            )
+            buffers = [
+                T.match_buffer(handle, shapes[step], problem.y_dtype)
+                for handle, step in zip(tensors, wanted, strict=True)
+            ]
+            y_buffer = T.match_buffer(y, (m, problem.n), problem.y_dtype)
+            steps = tuple(
+                (step, buffers.pop(0) if step in TENSOR_STEPS else None)
+                for step in problem.epilogue
+            )
+            body(Arguments(m, x_buffer, y_buffer, weight_buffers, steps))
+        return builder.get()
+
+
+def tiles(m: Expr, rows: int) -> Expr:
+    """Tiles of ``rows`` rows that cover m."""
+    return -(-m // rows) if isinstance(m, int) else T.floordiv(m + (rows - 1), T.int64(rows))
+
+
+def _relu(x: Expr) -> Expr:
+    return T.Select(x < T.float32(0), T.float32(0), x)  # NaN stays NaN
+
+
+def _sigmoid(x: Expr) -> Expr:
+    return T.float32(1) / (T.float32(1) + T.exp(-x))
+
+
+def _gelu(x: Expr) -> Expr:
+    return x * T.float32(0.5) * (T.float32(1) + T.erf(x * T.float32(math.sqrt(0.5))))
+
+
+def _gelu_tanh(x: Expr) -> Expr:
+    inner = (x + x * x * x * T.float32(0.044715)) * T.float32(2 * math.sqrt(2 / math.pi))
+    return x * _sigmoid(inner)
+
+
+def _silu(x: Expr) -> Expr:
+    return x * _sigmoid(x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
+    "relu": _relu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": _silu,
+}

@@ -1,0 +1,153 @@
+"""The schedule of packed steps on tensor cores: cp.async ring, ldmatrix, mma.m16n8k16.
+
+A thread block of ``warps_m x warps_n`` warps owns one tile of y. A ring of ``stages`` buffers in
+shared memory is filled by asynchronous copies while earlier steps are multiplied; fragments of
+16x16 go to registers by ldmatrix; sums stay in float32. sm_80 and newer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm.s_tir import Schedule
+
+from bscompile.targets.base import Problem
+from bscompile.targets.cuda.kernels.code.gather import definition
+from bscompile.targets.cuda.kernels.code.intrinsics import cuda_intrinsics, mma_names
+from bscompile.targets.cuda.kernels.code.signature import Operands
+from bscompile.targets.cuda.kernels.packing import Layout
+
+_FRAGMENT = 16  # side of what one mma takes
+_PAD = 8  # elements after each row in shared memory: ldmatrix then meets no bank twice
+
+
+def kernel(
+    problem: Problem,
+    operands: Operands,
+    layout: Layout,
+    multiplied: str,
+    *,
+    rows: int,
+    warps_m: int,
+    warps_n: int,
+    stages: int,
+) -> Any:
+    """The scheduled PrimFunc.
+
+    Args:
+        problem: The layer.
+        operands: As packing.pack_steps makes them.
+        layout: How they were cut; ``layout.rows`` is a multiple of ``16 * warps_n``.
+        multiplied: ``float16`` or ``bfloat16``.
+        rows: Rows of x in a tile; a multiple of ``16 * warps_m``.
+        warps_m: Warps side by side along the rows.
+        warps_n: And along the outputs.
+        stages: Buffers of the ring, at least 2.
+    """
+    func = definition(problem, operands, layout, rows, multiplied)
+    sch = Schedule(tvm.IRModule({"main": func}))
+    names, warps = mma_names(multiplied), warps_m * warps_n
+    row, tile = sch.get_loops(sch.get_sblock("outer"))
+    sch.bind(row, "blockIdx.y")
+    sch.bind(tile, "blockIdx.x")
+
+    # The product as fragments: each warp has its own, along i and n, and walks the steps.
+    inner = sch.get_sblock("C")
+    i, n, step, c = sch.get_loops(inner)
+    (i_out, i_in), (n_out, n_in), (c_out, c_in) = (
+        sch.split(v, [None, _FRAGMENT]) for v in (i, n, c)
+    )
+    sch.reorder(i_out, n_out, step, c_out, i_in, n_in, c_in)
+    fragment = sch.blockize(i_in)
+    i_warp, i_own = sch.split(i_out, [warps_m, None])
+    n_warp, n_own = sch.split(n_out, [warps_n, None])
+    sch.reorder(i_warp, n_warp, step, c_out, i_own, n_own)
+    warp = sch.fuse(i_warp, n_warp)
+    sch.bind(warp, "threadIdx.y")
+
+    # x and W into the ring.
+    copy = min(8, layout.unit(problem.k))
+    for name, vector, side in (("XG", copy, rows), ("WG", 8, layout.rows)):
+        block = sch.get_sblock(name)
+        sch.set_scope(block, 0, "shared.dyn")
+        sch.compute_at(block, step)
+        _spread(sch, block, warps, vector, side * layout.step)
+        sch.storage_align(block, 0, axis=-2, factor=16, offset=_PAD)
+
+    # Fragments into registers.
+    loads = []
+    for operand in (0, 1):
+        block = sch.cache_read(fragment, operand, "warp")
+        sch.compute_at(block, c_out)
+        loads.append((block, _fragments(sch, block)))
+    # The sums leave through shared memory; straight from registers they would spill.
+    sch.set_scope(inner, 0, "shared.dyn")
+    store = sch.cache_write(fragment, 0, "warp")
+    sch.reverse_compute_at(store, warp)
+    sch.storage_align(store, 0, axis=-2, factor=16, offset=4)
+    _spread(
+        sch, sch.get_sblock("Y"), warps, _store_vector(problem, layout, rows), rows * layout.rows
+    )
+    stored = _fragments(sch, store)
+    sch.decompose_reduction(fragment, step)
+
+    for block, _ in loads:
+        _to_lanes(sch, block, "write", leading=True)
+    _to_lanes(sch, store, "read", leading=False)
+    for loop, key in (
+        (loads[0][1], "load_a"),
+        (loads[1][1], "load_b"),
+        (sch.get_loops(inner)[-3], "compute"),
+        (sch.get_loops(sch.get_sblock("C_init"))[-2], "init"),
+        (stored, "store"),
+    ):
+        sch.tensorize(loop, names[key])
+    sch.unroll(c_out)
+    if copy >= 2:  # cp.async moves 4 bytes at least
+        sch.annotate(step, "software_pipeline_stage", [0, 0, stages - 1])
+        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+        sch.annotate(step, "software_pipeline_async_stages", [0])
+    return sch.mod["main"]
+
+
+def _store_vector(problem: Problem, layout: Layout, rows: int) -> int:
+    """Outputs that one thread stores at once; a tile that may be cut is stored one by one."""
+    whole = problem.n % layout.rows == 0 and problem.m is not None and problem.m % rows == 0
+    return 4 if whole else 1
+
+
+def _spread(sch: Schedule, block: Any, warps: int, vector: int, elements: int) -> None:
+    """A two-dimensional copy over warps x 32 lanes x ``vector`` neighbours."""
+    flat = sch.fuse(*sch.get_loops(block)[-2:])
+    while elements % (32 * vector):
+        vector //= 2
+    height = warps
+    while elements // (32 * vector) % height:
+        height -= 1
+    again, y, x, lanes = sch.split(flat, [None, height, 32, vector])
+    sch.bind(y, "threadIdx.y")
+    sch.bind(x, "threadIdx.x")
+    if vector > 1:
+        sch.vectorize(lanes)
+    sch.unroll(again)
+
+
+def _fragments(sch: Schedule, block: Any) -> Any:
+    """Cut the last two loops into 16x16 fragments; the loop that begins one."""
+    a, b = sch.get_loops(block)[-2:]
+    (a_out, a_in), (b_out, b_in) = sch.split(a, [None, _FRAGMENT]), sch.split(b, [None, _FRAGMENT])
+    sch.reorder(a_out, b_out, a_in, b_in)
+    return a_in
+
+
+def _to_lanes(sch: Schedule, block: Any, side: str, *, leading: bool) -> None:
+    """A fragment becomes 32 lanes x 8 values, as ldmatrix gives and mma takes them."""
+    lane_of = cuda_intrinsics().shared_16x16_to_ldmatrix_32x8_layout
+
+    def place(a: Any, b: Any) -> list[Any]:
+        inside = lane_of(a % _FRAGMENT, b % _FRAGMENT)
+        return [a // _FRAGMENT, b // _FRAGMENT, *inside]
+
+    index = (lambda z, a, b: [z, *place(a, b)]) if leading else place
+    sch.transform_layout(block, (side, 0), index)

@@ -1,0 +1,146 @@
+"""One layout of a weight for every kernel of this target: tile rows made of steps.
+
+A *tile row* is ``rows`` outputs. Its live columns come in groups of ``group`` neighbouring inputs;
+``step / group`` of them, each with a place of its own in x, make one *step*: a dense
+[rows, step] piece of W against as many gathered columns of x. So any pattern becomes tensor-core
+tiles, whatever block it was trained in, and what that fills in is visible in the count of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bscompile.dialect.precision import PRECISIONS
+from bscompile.formats import BlockSparseMatrix
+from bscompile.targets.base import Array, Problem
+
+Operands = tuple[tuple[str, Array], ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight is cut.
+
+    Attributes:
+        rows: Outputs of a tile row.
+        group: Neighbouring inputs that are live together.
+        step: Inputs of a step; a multiple of ``group``.
+    """
+
+    rows: int
+    group: int
+    step: int
+
+    def __post_init__(self) -> None:
+        if self.step % self.group:
+            raise ValueError(f"groups of {self.group} do not fill a step of {self.step}")
+
+    def unit(self, k: int) -> int:
+        """Inputs that places in x are counted in: the widest copy that is always aligned."""
+        return gcd(self.group, k, 8)
+
+
+def groups_for(problem: Problem, step: int) -> int:
+    """The widest group, a power of two, that cuts the problem's blocks without filling in."""
+    wide = step if problem.form == "dense" else min(step, problem.block[1])
+    group = 1
+    while group * 2 <= min(wide, problem.k):
+        group *= 2
+    exact = gcd(group, problem.block[1]) if problem.form != "dense" else group
+    # Narrow groups cost a copy each: under four inputs filling in is the better deal.
+    return exact if exact >= min(4, group) else group
+
+
+def expected_steps(problem: Problem, layout: Layout) -> float:
+    """Steps that packing will make, if live blocks are strewn at random.
+
+    Exact, but for the last step of each tile row, where blocks are whole tiles or cut into them.
+    """
+    tile_rows = -(-problem.n // layout.rows)
+    groups = -(-problem.k // layout.group)
+    live = 1.0
+    if problem.form != "dense":
+        (bh, bw), touched = problem.block, 1.0
+        blocks = (-(-problem.n // bh)) * (-(-problem.k // bw))
+        for side, tile in ((bh, layout.rows), (bw, layout.group)):
+            if tile % side == 0:
+                touched *= tile // side
+            elif side % tile:  # a tile reaches over the edges of blocks
+                touched *= (tile + side - 1) / side
+        live = 1.0 - (1.0 - problem.nnzb / max(1, blocks)) ** touched
+    per_row = live * groups * layout.group / layout.step
+    return tile_rows * max(1.0, per_row + (0.5 if live < 1.0 else 0.0))
+
+
+def pack_steps(
+    weight: BlockSparseMatrix | npt.NDArray[Any], layout: Layout, dtype: str
+) -> Operands:
+    """Cut a weight into steps, tile rows with the most of them first.
+
+    A group that reaches over the last input begins earlier, with zeros for the inputs that it then
+    covers twice; so x is never read past its end. Every tile row has at least one step.
+
+    Args:
+        weight: [n, k], block-sparse or dense.
+        layout: How to cut it.
+        dtype: Of the packed values; ``bfloat16`` needs ml_dtypes.
+
+    Returns:
+        values [steps, rows, step], starts int32 [steps, step / group] in units of
+        ``layout.unit(k)`` inputs, indptr int32 [tile rows + 1] (steps of each tile row) and
+        order int32 [tile rows] (which tile row of y each is).
+    """
+    if not isinstance(weight, BlockSparseMatrix):
+        weight = _full(weight, (layout.rows, layout.group))
+    tiles = weight.reblock((layout.rows, layout.group))
+    k, per_step, unit = weight.shape[1], layout.step // layout.group, layout.unit(weight.shape[1])
+    groups = np.diff(tiles.indptr)
+    steps = np.maximum(1, -(-groups // per_step))
+    order = np.argsort(-steps, kind="stable").astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(steps[order])]).astype(np.int32)
+    first = np.empty(len(order), np.int64)
+    first[order] = indptr[:-1]
+    # The place of each group: its tile row's first step, then one after the other.
+    row = tiles.row_ids
+    place = first[row] * per_step + np.arange(tiles.nnzb) - tiles.indptr[:-1][row]
+    values = np.zeros((int(indptr[-1]) * per_step, layout.rows, layout.group), tiles.values.dtype)
+    starts = np.zeros(len(values), np.int64)
+    values[place] = tiles.values
+    starts[place] = tiles.indices.astype(np.int64) * layout.group
+    over = np.flatnonzero(starts + layout.group > k)
+    if len(over):
+        shift = int(starts[over[0]] + layout.group - k)
+        values[over] = np.roll(values[over], shift, axis=2)  # what rolls around is padding: zeros
+        starts[over] = k - layout.group
+    steps_of = values.reshape(-1, per_step, layout.rows, layout.group).transpose(0, 2, 1, 3)
+    packed = steps_of.reshape(-1, layout.rows, layout.step)
+    return (
+        ("values", np.ascontiguousarray(packed).astype(numpy_dtype(dtype), copy=False)),
+        ("starts", (starts // unit).astype(np.int32).reshape(-1, per_step)),
+        ("indptr", indptr),
+        ("order", order),
+    )
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of that name; bfloat16 is not numpy's own."""
+    return PRECISIONS[name] if name in PRECISIONS else np.dtype(name)
+
+
+def _full(weight: npt.NDArray[Any], block: tuple[int, int]) -> BlockSparseMatrix:
+    """Every block of a dense matrix, zero or not: a layer's code must not depend on its values."""
+    n, k = weight.shape
+    rows, cols = -(-n // block[0]), -(-k // block[1])
+    padded = np.pad(weight, ((0, rows * block[0] - n), (0, cols * block[1] - k)))
+    values = padded.reshape(rows, block[0], cols, block[1]).transpose(0, 2, 1, 3)
+    return BlockSparseMatrix(
+        np.ascontiguousarray(values.reshape(-1, *block)),
+        np.tile(np.arange(cols, dtype=np.int32), rows),
+        np.arange(rows + 1, dtype=np.int32) * np.int32(cols),
+        (n, k),
+    )

@@ -1,0 +1,249 @@
+"""The templates that run packed steps, dense or block-sparse, on either kind of cores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bscompile.dialect import Weight
+from bscompile.dialect.precision import itemsize
+from bscompile.formats import KroneckerSum
+from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_steps
+from bscompile.targets.cuda.kernels.roofline import (
+    FMA_SHARE,
+    MMA_SHARE,
+    Work,
+    ends_bytes,
+    seconds,
+)
+
+if TYPE_CHECKING:
+    from bscompile.targets.cuda.kernels.packing import Operands
+
+HALVES = ("float16", "bfloat16")
+_PAD = 8  # elements after each row of a tile in shared memory
+_MOST = 24  # configurations worth a try
+
+
+class StepTemplate(KernelTemplate):
+    """What the three have in common. ``form`` is dense or block_sparse."""
+
+    dtypes: tuple[str, ...] = ()
+    step = 64
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+        self.name = f"{form}_{self.kind}"
+
+    kind = ""
+
+    def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
+        """Tiles that fit the machine, the cheapest by cost first."""
+        if problem.form != self.form or problem.dtype not in self.dtypes:
+            return ()
+        group = groups_for(problem, self.step)
+        configs = [
+            {**shape, "group": group}
+            for shape in self.shapes(problem)
+            if self.shared_bytes(shape) <= hardware.group_bytes
+        ]
+        return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware))[:_MOST])
+
+    def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
+        """Configurations but for the group."""
+        raise NotImplementedError
+
+    def shared_bytes(self, shape: Config) -> int:
+        """Shared memory of one thread block."""
+        raise NotImplementedError
+
+    def layout(self, config: Config) -> Layout:
+        """How the configuration cuts a weight."""
+        return Layout(int(config["tile"]), int(config["group"]), self.step)
+
+    def pack(self, problem: Problem, weight: Weight, config: Config) -> Operands:
+        """The weight in the layout's steps."""
+        assert not isinstance(weight, KroneckerSum)
+        return pack_steps(weight, self.layout(config), problem.dtype)
+
+    def work(self, problem: Problem, config: Config, rate: float) -> Work:
+        """What the launch does: each tile of x is read again for every tile row."""
+        layout, rows = self.layout(config), int(config["rows"])
+        tile_rows, tiles = -(-problem.n // layout.rows), -(-problem.rows // rows)
+        steps, size = expected_steps(problem, layout), itemsize(problem.dtype)
+        return Work(
+            blocks=tile_rows * tiles,
+            operations=2.0 * steps * layout.rows * layout.step * tiles * rows,
+            rate=rate,
+            near_bytes=tiles * steps * layout.step * size * (rows + layout.rows),
+            far_bytes=steps * layout.rows * layout.step * size + ends_bytes(problem),
+            depth=steps / tile_rows / max(1, int(config.get("stages", 1)) - 1),
+        )
+
+
+class TensorCores(StepTemplate):
+    """Configuration: ``tile`` outputs x ``rows``, warps along both, ``stages``, ``group``."""
+
+    kind = "tensor_cores"
+    dtypes = HALVES
+
+    def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
+        """Tiles of at least one fragment for each of up to eight warps."""
+        found: list[dict[str, int | str]] = []
+        for tile in (16, 32, 64, 128):
+            for rows in (16, 32, 64, 128):
+                if tile >= 2 * max(16, problem.n) or rows >= 2 * max(16, problem.rows):
+                    continue
+                warps = 8 if tile * rows >= 128 * 128 else 4
+                warps_m = min(rows // 16, warps if tile < 64 else warps // 2)
+                warps_n = max(1, min(tile // 16, warps // warps_m))
+                found += [
+                    {
+                        "tile": tile,
+                        "rows": rows,
+                        "warps_m": warps_m,
+                        "warps_n": warps_n,
+                        "stages": stages,
+                    }
+                    for stages in (4, 3)
+                ]
+        return found
+
+    def shared_bytes(self, shape: Config) -> int:
+        """The ring, and the sums on their way out."""
+        tile, rows = int(shape["tile"]), int(shape["rows"])
+        ring = int(shape["stages"]) * (tile + rows) * (self.step + _PAD) * 2
+        return ring + rows * (tile + 4) * 4
+
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call, with the pass over x that makes it narrow."""
+        rate = hardware.peak_gflops[problem.dtype] * 1e9 * MMA_SHARE
+        cost = seconds(hardware, self.work(problem, config, rate))
+        if problem.x_dtype != problem.dtype:
+            cost += hardware.launch_seconds
+        return cost
+
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Pack the weight and schedule the kernel; x comes in the dtype that is multiplied."""
+        from bscompile.targets.cuda.kernels.code import tensor_core
+
+        operands = self.pack(problem, weight, config)
+        func = tensor_core.kernel(
+            problem,
+            operands,
+            self.layout(config),
+            problem.dtype,
+            rows=int(config["rows"]),
+            warps_m=int(config["warps_m"]),
+            warps_n=int(config["warps_n"]),
+            stages=int(config["stages"]),
+        )
+        return Kernel(func, operands, x_dtype=problem.dtype)
+
+
+class CudaCores(StepTemplate):
+    """Configuration: ``tile`` outputs x ``rows``, threads along both, ``group``; float32 only."""
+
+    kind = "cuda_cores"
+    dtypes = ("float32",)
+    step = 32
+
+    def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
+        """Tiles in which a thread has at most 8x8 sums."""
+        return [
+            {"tile": tile, "rows": rows, "threads_m": rows // own, "threads_n": tile // own}
+            for tile in (16, 32, 64, 128)
+            for rows in (16, 32, 64, 128)
+            for own in (2, 4, 8)
+            if tile < 2 * max(16, problem.n) and rows < 2 * max(16, problem.rows)
+            if 32 <= rows * tile // own**2 <= 256
+        ]
+
+    def shared_bytes(self, shape: Config) -> int:
+        """One step of both sides; without rows of padding it must fit what needs no opt-in."""
+        return (int(shape["tile"]) + int(shape["rows"])) * (self.step + 1) * 4
+
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call; 2x2 sums read shared memory as often as they multiply."""
+        own = int(config["tile"]) // int(config["threads_n"])
+        share = FMA_SHARE * min(1.0, own / 4)
+        rate = hardware.peak_gflops["float32"] * 1e9 * share
+        return seconds(hardware, self.work(problem, config, rate))
+
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Pack the weight and schedule the kernel."""
+        from bscompile.targets.cuda.kernels.code import simt
+
+        operands = self.pack(problem, weight, config)
+        func = simt.kernel(
+            problem,
+            operands,
+            self.layout(config),
+            rows=int(config["rows"]),
+            threads_m=int(config["threads_m"]),
+            threads_n=int(config["threads_n"]),
+        )
+        return Kernel(func, operands)
+
+
+class FewRows(StepTemplate):
+    """Configuration: ``rows`` at a time, ``tile``, ``split`` warps for each tile row, ``group``."""
+
+    kind = "few_rows"
+    dtypes = ("float32", *HALVES)
+
+    def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
+        """As few passes over W as the sums' registers allow."""
+        few = [rows for rows in (1, 2, 4, 8, 16) if rows < 2 * problem.rows]
+        return [
+            {"tile": tile, "rows": rows, "split": split}
+            for rows in few[-2:]
+            for tile in (32, 16)
+            for split in (1, 2, 4, 8)
+        ]
+
+    def shared_bytes(self, shape: Config) -> int:
+        """The warps' sums; a warp has at most 32 outputs."""
+        return int(shape["split"]) * int(shape["rows"]) * 32 * 4
+
+    def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
+        """Expected seconds of one call; a warp that reads alone hides little."""
+        rate = hardware.peak_gflops["float32"] * 1e9 * 0.5
+        work = self.work(problem, config, rate)
+        split, layout = int(config["split"]), self.layout(config)
+        lanes = min(32, layout.step // layout.unit(problem.k))
+        blocks = work.blocks * layout.rows * lanes // 32
+        filled = min(1.0, blocks * split / (8 * hardware.cores))
+        tiles = -(-problem.rows // int(config["rows"]))
+        return seconds(
+            hardware,
+            Work(
+                blocks=blocks,
+                operations=work.operations,
+                rate=rate,
+                near_bytes=work.near_bytes / max(filled, 0.05),
+                far_bytes=work.far_bytes / max(filled, 0.05),
+                depth=expected_steps(problem, layout) * tiles / max(1, work.blocks) / split,
+            ),
+        )
+
+    def build(
+        self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
+    ) -> Kernel:
+        """Pack the weight and generate the kernel; x comes as it is."""
+        from bscompile.targets.cuda.kernels.code import gemv
+
+        operands = self.pack(problem, weight, config)
+        func = gemv.kernel(
+            problem,
+            operands,
+            self.layout(config),
+            problem.dtype,
+            rows=int(config["rows"]),
+            split=int(config["split"]),
+        )
+        return Kernel(func, operands)

@@ -1,0 +1,77 @@
+"""The whole pass order of the CUDA target, as data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax, tirx
+
+from bscompile.targets.gpu.legalize import LEGALIZE
+from bscompile.targets.gpu.schedules import schedule
+
+if TYPE_CHECKING:
+    from bscompile.targets.base import HardwareSpec
+
+#: cp.async for copies that the kernels' schedules mark as asynchronous.
+PASS_CONFIG = {"tirx.use_async_copy": True}
+
+_T = relax.transform
+
+
+def cuda_target(hardware: HardwareSpec) -> Any:
+    """The tvm.target.Target for an architecture, with this machine's kind as the host."""
+    return tvm.target.Target(
+        {
+            "kind": "cuda",
+            "arch": hardware.isa,
+            "max_threads_per_block": hardware.group_threads,
+            "max_shared_memory_per_block": hardware.group_bytes,
+            "thread_warp_size": 32,
+        },
+        host={"kind": "llvm"},
+    )
+
+
+def passes(target: Any) -> list[Any]:
+    """Every pass from the lowered module to what the virtual machine runs, in order."""
+    return [
+        # What remains of the graph becomes loops.
+        _T.DecomposeOpsForInference(),
+        _T.CanonicalizeBindings(),
+        _T.DeadCodeElimination(),
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        _T.LegalizeOps(LEGALIZE),
+        # Reshapes of whole tensors become views before fusion could hide them in a kernel.
+        _T.RewriteDataflowReshape(),
+        _T.AnnotateTIROpPattern(),
+        _T.FoldConstant(),
+        _T.FuseOps(),
+        _T.FuseTIR(),
+        _T.DeadCodeElimination(),
+        _scheduling(target),
+        # Calls become calls on planned memory.
+        _T.ToNonDataflow(),
+        _T.RemovePurityChecking(),
+        _T.CallTIRRewrite(),
+        _T.StaticPlanBlockMemory(),
+        _T.LowerAllocTensor(),
+        _T.KillAfterLastUse(),
+        _T.LowerRuntimeBuiltin(),
+        _T.ComputePrimValue(),
+        _T.VMShapeLower(),
+        _T.AttachGlobalSymbol(),
+    ]
+
+
+def _scheduling(target: Any) -> Any:
+    """Threads for what no template made: TVM's rules for GPUs."""
+
+    def run(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+        for name, func in list(module.functions_items()):
+            if isinstance(func, tirx.PrimFunc) and not func.attrs.get("tirx.is_scheduled"):
+                module[name] = schedule(func, target).with_attr("tirx.is_scheduled", True)
+        return module
+
+    return tvm.transform.module_pass(run, opt_level=0, name="bscompile.Schedule")

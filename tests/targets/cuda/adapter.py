@@ -1,0 +1,89 @@
+"""Kernels of the cuda target: on this machine's GPU, or on the emulator where it has none."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from bscompile.dialect import evaluate
+from tests.targets.cuda import emulator
+from tests.targets.numeric_suite import Adapter
+
+CALLBACK = "tvm_callback_cuda_compile"
+
+
+def compile_module(functions, hardware):
+    """PrimFuncs by name -> a loaded module with them, compiled for the GPU or the emulator."""
+    import tvm
+    import tvm_ffi
+
+    from bscompile.targets.cuda.compile import compile_source
+    from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target
+
+    def compile_cuda(source, *_target):
+        if emulated():
+            return emulator.compile_source(str(source))
+        return compile_source(str(source), (hardware.isa,))
+
+    ready()
+    tvm_ffi.register_global_func(CALLBACK, compile_cuda, override=True)
+    target = cuda_target(hardware)
+    module = tvm.IRModule(
+        {name: func.with_attr("global_symbol", name) for name, func in functions.items()}
+    )
+    with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+        return tvm.compile(module, target=target)
+
+
+def emulated():
+    """Whether kernels run on the emulator here."""
+    from bscompile.targets.cuda.hardware import device
+
+    return device() is None
+
+
+def ready():
+    """Load what runs them."""
+    if emulated():
+        emulator.start()
+    else:
+        from bscompile.runtime.cuda import load_cuda
+
+        load_cuda()
+
+
+class CudaAdapter(Adapter):
+    """All kernels in one module."""
+
+    target = "cuda"
+    dtypes = ("float32", "float16", "bfloat16")
+
+    def missing(self):
+        return ""
+
+    def run(self, calls):
+        import tvm
+
+        functions = {f"kernel{i}": call.kernel.prim_func for i, call in enumerate(calls)}
+        module = compile_module(functions, self.context.hardware)
+        gpu = tvm.cuda(0)
+        outputs = []
+        for name, call in zip(functions, calls, strict=True):
+            x, *others = call.arrays
+            if call.kernel.x_dtype == "bfloat16":
+                x = x.astype(ml_dtypes.bfloat16)
+            elif call.kernel.x_dtype:
+                x = x.astype(call.kernel.x_dtype)
+            y = tvm.runtime.tensor(np.full(call.shape, np.nan, np.float32), gpu)
+            module[name](*(tvm.runtime.tensor(a, gpu) for a in (x, *others)), y)
+            outputs.append(y.numpy())
+        return outputs
+
+    def reference(self, template, op, x, tensors):
+        if template.endswith("tensor_cores"):  # they take both sides in the dtype of W
+            values = getattr(op.weight, "values", op.weight)
+            x = x.astype(values.dtype).astype(np.float32)
+        return evaluate(op, x, tensors)
+
+
+ADAPTERS = [CudaAdapter()]

@@ -1,0 +1,192 @@
+// One thread block on one CPU thread: a fiber per CUDA thread, barriers, warps, shared memory.
+// Every group operation is a meeting: the last thread to come does the work for all. When no
+// thread can go on the block is dead-locked, and the process says so and stops.
+#pragma once
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+#include <vector>
+
+#include "numbers.h"
+
+namespace emu {
+
+struct Fiber {
+  ucontext_t context;
+  dim3 thread;
+  int index = 0;
+  bool done = false;
+};
+
+struct Meeting {
+  int present = 0;
+  uint64_t round = 0;
+  void* who[1024];
+};
+
+constexpr size_t kStack = 1 << 17;
+constexpr size_t kShared = 232448;  // the most that a block of sm_90 may use
+constexpr uint32_t kSharedBase = 0x400;
+
+inline std::vector<Fiber> fibers;
+inline Fiber* current;
+inline ucontext_t scheduler;
+inline dim3 block_index, block_size, grid_size;
+inline uint64_t progress;  // rises with everything that may let another thread go on
+alignas(1024) inline unsigned char shared_memory[kShared];
+inline size_t shared_bytes;
+inline Meeting warps[32], barriers[16];
+
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "emulator: %s (thread %d of block %u,%u,%u)\n", why,
+               current ? current->index : -1, block_index.x, block_index.y, block_index.z);
+  std::_Exit(86);
+}
+
+inline void yield() { swapcontext(&current->context, &scheduler); }
+inline int lane() { return current->index % 32; }
+inline int warp() { return current->index / 32; }
+
+// Wait for `count` threads; the last to come calls work(array of what each brought).
+template <class Work>
+void meet(Meeting& meeting, int place, int count, void* mine, Work work) {
+  uint64_t round = meeting.round;
+  if (place >= 0) meeting.who[place] = mine;
+  progress++;
+  if (++meeting.present == count) {
+    work(meeting.who);
+    meeting.present = 0;
+    meeting.round++;
+  } else {
+    while (meeting.round == round) yield();
+  }
+}
+
+inline void barrier(int id, int count) {
+  meet(barriers[id], -1, count, nullptr, [](void**) {});
+}
+
+// Addresses in shared memory are 32-bit offsets from a base that is not zero.
+inline uint32_t to_shared(const void* pointer) {
+  long offset = static_cast<const unsigned char*>(pointer) - shared_memory;
+  if (offset < 0 || offset >= static_cast<long>(shared_bytes)) fail("not an address of shared memory");
+  return static_cast<uint32_t>(offset) + kSharedBase;
+}
+
+inline unsigned char* from_shared(uint32_t address, size_t bytes) {
+  if (address < kSharedBase || address - kSharedBase + bytes > shared_bytes)
+    fail("access outside the block's shared memory");
+  return shared_memory + (address - kSharedBase);
+}
+
+template <class T>
+T shuffle(T value, int from) {
+  struct Brought { T value; int from; T result; } mine{value, from, value};
+  int width = min(32, static_cast<int>(fibers.size()) - 32 * warp());
+  meet(warps[warp()], lane(), width, &mine, [width](void** all) {
+    for (int i = 0; i < width; i++) {
+      auto* one = static_cast<Brought*>(all[i]);
+      one->result = static_cast<Brought*>(all[one->from & 31])->value;
+    }
+  });
+  return mine.result;
+}
+
+inline void (*kernel)(void**);
+inline void** arguments;
+
+inline void start() {
+  kernel(arguments);
+  current->done = true;
+  progress++;
+  swapcontext(&current->context, &scheduler);
+}
+
+void forget_copies(size_t threads);  // asynchronous copies of the block before
+
+inline void run_block(std::vector<char>& stacks, size_t threads) {
+  for (auto& meeting : warps) meeting.present = 0;
+  for (auto& meeting : barriers) meeting.present = 0;
+  forget_copies(threads);
+  for (size_t i = 0; i < threads; i++) {
+    Fiber& fiber = fibers[i];
+    unsigned index = static_cast<unsigned>(i);
+    fiber.index = static_cast<int>(i);
+    fiber.done = false;
+    fiber.thread = {index % block_size.x, index / block_size.x % block_size.y,
+                    index / (block_size.x * block_size.y)};
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stacks.data() + i * kStack;
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, start, 0);
+  }
+  for (;;) {
+    uint64_t before = progress;
+    bool waiting = false;
+    for (auto& fiber : fibers) {
+      if (fiber.done) continue;
+      waiting = true;
+      current = &fiber;
+      swapcontext(&scheduler, &fiber.context);
+    }
+    if (!waiting) return;
+    if (before == progress) fail("deadlock: every thread waits");
+  }
+}
+
+// The whole grid, block after block. Shared memory begins as 0xFF: NaN in every float format.
+inline int launch(void (*entry)(void**), void** args, dim3 grid, dim3 block, size_t shared) {
+  if (shared > kShared) return 1;
+  size_t threads = size_t(block.x) * block.y * block.z;
+  if (threads == 0 || threads > 1024) return 1;
+  grid_size = grid;
+  block_size = block;
+  shared_bytes = shared;
+  kernel = entry;
+  arguments = args;
+  fibers.resize(threads);
+  std::vector<char> stacks(threads * kStack);
+  for (unsigned z = 0; z < grid.z; z++)
+    for (unsigned y = 0; y < grid.y; y++)
+      for (unsigned x = 0; x < grid.x; x++) {
+        block_index = {x, y, z};
+        std::memset(shared_memory, 0xff, shared);
+        run_block(stacks, threads);
+      }
+  return 0;
+}
+
+template <class T>
+T shuffle_xor(unsigned, T value, int mask, int = 32) { return shuffle(value, lane() ^ mask); }
+template <class T>
+T shuffle_down(unsigned, T value, int by, int width = 32) {
+  int from = lane() + by;
+  return shuffle(value, from / width == lane() / width ? from : lane());
+}
+template <class T>
+T shuffle_up(unsigned, T value, int by, int width = 32) {
+  int from = lane() - by;
+  return shuffle(value, from >= 0 && from / width == lane() / width ? from : lane());
+}
+template <class T>
+T shuffle_index(unsigned, T value, int from, int width = 32) {
+  return shuffle(value, lane() / width * width + from % width);
+}
+
+}  // namespace emu
+
+#define threadIdx (emu::current->thread)
+#define blockIdx (emu::block_index)
+#define blockDim (emu::block_size)
+#define gridDim (emu::grid_size)
+#define __syncthreads() emu::barrier(0, static_cast<int>(emu::fibers.size()))
+#define __syncwarp(...) emu::shuffle(0, emu::lane())
+#define __cvta_generic_to_shared(pointer) emu::to_shared(reinterpret_cast<const void*>(pointer))
+#define __activemask() 0xffffffffu
+#define __shfl_sync emu::shuffle_index
+#define __shfl_xor_sync emu::shuffle_xor
+#define __shfl_down_sync emu::shuffle_down
+#define __shfl_up_sync emu::shuffle_up

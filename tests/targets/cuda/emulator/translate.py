@@ -1,0 +1,137 @@
+"""Generated CUDA source -> C++ for the emulator: inline assembly becomes calls, kernels a table."""
+
+from __future__ import annotations
+
+import re
+
+_ASM = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
+_KERNEL = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)\s*\{'
+)
+
+
+class UnknownInstructionError(Exception):
+    """The emulator has no meaning for an instruction: teach it, or do not generate it."""
+
+
+def translate(source: str) -> str:
+    """C++ that defines ``emulated_<kernel>`` for every kernel of the source.
+
+    Raises:
+        UnknownInstructionError: inline assembly that the emulator does not know.
+    """
+    text = _replace_assembly(source)
+    text = re.sub(r"#include <(cuda|mma|cooperative_groups)\w*\.h>", "", text)
+    text = re.sub(
+        r"extern __shared__ (?:__align__\(\d+\) )?(.+?) (\w+)\[\];",
+        r"\1* \2 = (\1*)emu::shared_memory;",
+        text,
+    )
+    text = re.sub(r"__shared__ alignas\((\d+)\)", r"alignas(\1) static", text)
+    kernels = _KERNEL.findall(text)
+    return '#include "tensor_core.h"\n' + text + "".join(_entry(*one) for one in kernels)
+
+
+def _entry(name: str, parameters: str) -> str:
+    arguments = []
+    for place, parameter in enumerate(p for p in parameters.split(",") if p.strip()):
+        kind = re.sub(r"__restrict__|__grid_constant__|\bconst\b", "", parameter)
+        kind = re.sub(r"\w+\s*$", "", kind.strip())
+        arguments.append(f"*({kind}*)a[{place}]")
+    return (
+        f"\nstatic void call_{name}(void** a) {{ {name}({', '.join(arguments)}); }}\n"
+        f'extern "C" int emulated_{name}(void** a, const unsigned* g, const unsigned* b, '
+        "size_t s) {\n"
+        f"  return emu::launch(call_{name}, a, "
+        "{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, s);\n}\n"
+    )
+
+
+def _replace_assembly(source: str) -> str:
+    done, at = [], 0
+    while found := _ASM.search(source, at):
+        end = _closing(source, found.end() - 1)
+        done += [source[at : found.start()], _call(source[found.end() : end])]
+        at = re.compile(r"\s*;?").match(source, end + 1).end()  # type: ignore[union-attr]
+    return "".join(done) + source[at:]
+
+
+def _call(body: str) -> str:
+    parts = _split(body, ":")
+    text = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', parts[0])).replace("\\n", " ")
+    outputs = _operands(parts[1]) if len(parts) > 1 else []
+    inputs = _operands(parts[2]) if len(parts) > 2 else []
+    return instruction(text.replace("\\t", " "), outputs, inputs)
+
+
+def instruction(text: str, outputs: list[str], inputs: list[str]) -> str:
+    """The C++ statement that means one assembly text with its operands."""
+    taken = ", ".join(inputs)
+    if "ldmatrix.sync.aligned.m8n8.x4" in text:
+        to = ", ".join(f"(uint32_t*)&({o})" for o in outputs)
+        return f"emu::ldmatrix_x4({inputs[0]}, {'true' if '.trans' in text else 'false'}, {to});"
+    if "mma.sync.aligned.m16n8k16.row.col.f32" in text:
+        to = ", ".join(f"&({o})" for o in outputs)
+        return f"emu::mma_m16n8k16({'true' if '.bf16.' in text else 'false'}, {to}, {taken});"
+    if re.search(r"cp\.async\.c[ag]\.shared\.global", text):
+        size = re.search(r"\[%\d+\](?:\.\w+)?,\s*\[%\d+\](?:\.\w+)?,\s*(%\d+|\d+)", text)
+        given = [inputs[0], f"(const void*)({inputs[1]})"]
+        if size and size[1].isdigit():
+            given.append(size[1])
+            given += inputs[2:]
+        else:
+            given += inputs[2:]
+        return f"emu::copy_async({', '.join(given)});"
+    if "cp.async.commit_group" in text:
+        return "emu::copy_commit();"
+    if found := re.search(r"cp\.async\.wait_group (\d+)", text):
+        return f"emu::copy_wait({found[1]});"
+    if "cp.async.wait_all" in text:
+        return "emu::copy_wait(0);"
+    if found := re.search(r"cvt\.rn\.(bf16|f16)x2\.f32", text):
+        flag = "true" if found[1] == "bf16" else "false"
+        return f"{outputs[0]} = emu::pack({flag}, {taken});"
+    raise UnknownInstructionError(text)
+
+
+def _operands(part: str) -> list[str]:
+    """The expressions of ``"constraint"(expression), ...``."""
+    return [
+        item[item.index("(") + 1 : item.rindex(")")]
+        for item in _split(part, ",")
+        if re.match(r'\s*"[^"]*"\s*\(', item)
+    ]
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the bracket that opens at ``opening`` closes."""
+    depth = 0
+    for at, char in _outside_strings(text, opening):
+        depth += (char in "([{") - (char in ")]}")
+        if depth == 0:
+            return at
+    raise ValueError("a bracket is not closed")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Cut at separators that are in no bracket and no string."""
+    cuts, depth = [-1], 0
+    for at, char in _outside_strings(text, 0):
+        depth += (char in "([{") - (char in ")]}")
+        if char == separator and depth == 0:
+            cuts.append(at)
+    ends = [*cuts[1:], len(text)]
+    return [text[start + 1 : end] for start, end in zip(cuts, ends, strict=True)]
+
+
+def _outside_strings(text: str, start: int):
+    inside, at = False, start
+    while at < len(text):
+        char = text[at]
+        if inside and char == "\\":
+            at += 1
+        elif char == '"':
+            inside = not inside
+        elif not inside:
+            yield at, char
+        at += 1
