@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from bscompile.dialect import LinearOp
+from bscompile.dialect import LinearOp, evaluate
 from bscompile.dialect.precision import PRECISIONS
 from bscompile.dialect.quantization import Quantization
 from bscompile.targets.base import problem_of
@@ -50,13 +52,10 @@ def on(isa, features):
 
 def names(precision, features, form):
     """Templates that take a weight of that form in that precision."""
-    native = bool(features) or precision == "int8"
-    return (
-        ["narrow"]
-        if native
-        else {"dense": ["dense"], "kronecker": ["kronecker"]}.get(
-            form, ["block_sparse_outputs", "block_sparse_rows"]
-        )
+    if features or precision == "int8":
+        return ["narrow", *(["narrow_rows"] if features and form == "block_sparse" else [])]
+    return {"dense": ["dense"], "kronecker": ["kronecker"]}.get(
+        form, ["block_sparse_outputs", "block_sparse_rows"]
     )
 
 
@@ -65,7 +64,7 @@ def check(op, precision, hardware, name, m, rng, config=None):
     n, k = op.shape
     x = rng.standard_normal((m, k)).astype(np.float32)
     tensors = epilogue_tensors(rng, op.epilogue, m, n)
-    want = wanted(op, precision, x, tensors, name == "narrow")
+    want = wanted(op, precision, x, tensors, name.startswith("narrow"))
     got = run_kernel(kernel, hardware, x, tensors, (m, n))
     assert_close(got, want, np.float32, k, what=f"{name} {precision} {op.shape} {config}")
 
@@ -79,7 +78,7 @@ def test_products(precision, features, shape, block, m, density, form, rng):
     op = LinearOp("layer", weight if form == "block_sparse" else weight.to_dense(), ("bias",))
     problem = problem_of(op, m, PRECISIONS[precision])
     for name in names(precision, features, form):
-        if name != "block_sparse_rows" or template(name).space(problem, hardware):
+        if not name.endswith("_rows") or template(name).space(problem, hardware):
             check(op, precision, hardware, name, m, rng)
 
 
@@ -136,6 +135,35 @@ def test_configurations(precision, features, form, rng):
         check(op, precision, hardware, "narrow", 37, rng, config)
 
 
+@pytest.mark.parametrize(("precision", "features"), PATHS[:2])
+@pytest.mark.parametrize(
+    "block", [(1, 4), (2, 2), (2, 4), (4, 4), (8, 8), (3, 8), (16, 16), (1, 64)]
+)
+def test_small_blocks(precision, features, block, rng):
+    hardware = on("avx512", features)
+    op = LinearOp("layer", block_sparse(rng, (67, 76), block, 0.3), ("bias", "gelu", "residual"))
+    space = template("narrow_rows").space(problem_of(op, 70, PRECISIONS[precision]), hardware)
+    if precision == "int8" and block == (2, 2):
+        assert space == ()  # two inputs are half a word
+        return
+    for config in space[:: max(1, len(space) - 1)]:
+        check(op, precision, hardware, "narrow_rows", 70, rng, config)
+
+
+@pytest.mark.parametrize(("precision", "features"), PATHS[:2])
+def test_small_blocks_with_symbolic_rows(precision, features, rng):
+    hardware = on("avx512", features)
+    op = LinearOp("layer", block_sparse(rng, (10, 20), (4, 4), 0.4), ("bias",))
+    config = {"vectors": 2, "tasks": 2, "split": "outputs"}
+    kernel, _ = kernel_of(op, precision, hardware, "narrow_rows", None, config)
+    run = load_kernel(kernel, hardware)
+    for m in (1, 7, 8, 31, 32, 33, 70):
+        x = rng.standard_normal((m, 20)).astype(np.float32)
+        tensors = epilogue_tensors(rng, op.epilogue, m, 10)
+        want = wanted(op, precision, x, tensors, native=True)
+        assert_close(run(x, tensors, (m, 10)), want, np.float32, 20, what=f"m={m}")
+
+
 def integers(rng, shape, block, density, **ends):
     """A layer whose scales are all one: its result is its integer sums."""
     matrix = block_sparse(rng, shape, block, density)
@@ -147,16 +175,39 @@ def integers(rng, shape, block, density, **ends):
 
 @pytest.mark.parametrize("features", [("avx512_vnni",), ()])
 @pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("uint8", 131), ("int8", -7)])
-def test_integer_sums_are_exact(features, dtype, zero, rng):
+@pytest.mark.parametrize("name", ["narrow", "narrow_rows"])
+def test_integer_sums_are_exact(features, dtype, zero, name, rng):
     """Also where saturating 16-bit instructions would not be: full range, every product large."""
     hardware = on("avx512", features)
-    op = integers(rng, (67, 50), (16, 8), 0.6, x_dtype=dtype, q_dtype=dtype, x_zero=zero)
-    kernel, _ = kernel_of(op, "int8", hardware, "narrow", 9)
+    op = integers(rng, (67, 64), (16, 8), 0.6, x_dtype=dtype, q_dtype=dtype, x_zero=zero)
+    if not template(name).space(problem_of(op, 33, PRECISIONS["int8"]), hardware):
+        assert (name, features) == ("narrow_rows", ())
+        return
+    kernel, _ = kernel_of(op, "int8", hardware, name, 33)
     limits = np.iinfo(dtype)
-    x = rng.choice([limits.min, limits.max, zero, 1], (9, 50)).astype(dtype)
+    x = rng.choice([limits.min, limits.max, zero, 1], (33, 64)).astype(dtype)
     sums = (x.astype(np.int64) - zero) @ op.weight.to_dense().astype(np.int64).T
     assert np.abs(sums).max() < 2**24  # float32 holds them
-    np.testing.assert_array_equal(run_kernel(kernel, hardware, x, (), (9, 67)), sums)
+    np.testing.assert_array_equal(run_kernel(kernel, hardware, x, (), (33, 67)), sums)
+
+
+@pytest.mark.parametrize("name", ["narrow", "narrow_rows"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_results_leave_in_eight_bits(name, dtype, rng):
+    hardware = on("avx512", ("avx512_vnni",))
+    op = integers(
+        rng, (67, 64), (16, 8), 0.6, x_dtype="uint8", x_zero=3, y_dtype=dtype, y_scale=900.0,
+        y_zero=17,
+    )  # fmt: skip
+    op = replace(op, epilogue=("bias", "relu"))
+    kernel, _ = kernel_of(op, "int8", hardware, name, 33)
+    x = rng.integers(0, 256, (33, 64)).astype(np.uint8)
+    bias = rng.standard_normal(67).astype(np.float32)
+    got = run_kernel(kernel, hardware, x, (bias,), (33, 67), dtype)
+    want = evaluate(op, x, (bias,))
+    assert want.dtype == got.dtype == dtype
+    assert len(np.unique(want)) > 20
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("activation", ["row", "tensor", "static"])
@@ -188,8 +239,6 @@ def test_activations_are_quantised_as_defined(activation, m, k, rng):
     ],
 )
 def test_the_instruction_is_used(features, precision, instruction, rng):
-    from dataclasses import replace
-
     from bscompile.targets.cpu.hardware import hardware
 
     spec = hardware("avx512", 2)

@@ -9,6 +9,7 @@ from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
 from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
 from bscompile.targets.kernels.narrow import NarrowProducts
+from bscompile.targets.kernels.narrow_rows import NarrowRows
 
 TEMPLATES: tuple[KernelTemplate, ...] = (
     DenseTemplate(),
@@ -16,5 +17,6 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     BlockSparseRows(),
     KroneckerTemplate(),
     NarrowProducts(),
+    NarrowRows(),
     AmxTiles(),
 )

@@ -85,11 +85,7 @@ class NarrowProducts(KernelTemplate):
         else:
             traffic = [(weight_bytes * (tasks if by_rows else 1), weight_held), (x_bytes, x_held)]
         multiply = seconds(hardware, share, tiles * units, traffic, problem.dtype, group)
-        # Preparing x is float32 work, and a parallel region of its own where there is enough.
-        vectors = problem.rows * problem.k / lanes
-        moved = [(4.0 * problem.rows * problem.k, 4.0 * problem.rows * problem.k)]
-        ready = min(tasks, max(1, problem.rows)) if problem.rows * problem.k > 1 << 14 else 1
-        return multiply + seconds(hardware, ready, PREPARE[problem.dtype] * vectors, moved)
+        return multiply + prepare_seconds(problem, tasks, hardware)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -131,6 +127,14 @@ KINDS = {
     "sdot": ("int8", "asimddp", 4),
 }
 GROUPS = {kind: group for kind, (_, _, group) in KINDS.items()} | {"pairs": 2, "plain": 1}
+
+
+def prepare_seconds(problem: Problem, tasks: int, hardware: HardwareSpec) -> float:
+    """Preparing x: float32 work, in a parallel region of its own where there is enough."""
+    elements = problem.rows * problem.k
+    ready = min(tasks, max(1, problem.rows)) if elements > 1 << 14 else 1
+    units = PREPARE[problem.dtype] * elements / lanes_of(hardware)
+    return seconds(hardware, ready, units, [(4.0 * elements, 4.0 * elements)])
 
 
 def instruction(precision: str, hardware: HardwareSpec) -> str | None:

@@ -54,7 +54,7 @@ def generate(
         split: What the tasks share: ``outputs`` by bounds, or ``rows``.
         outer: Which loop is outside: ``rows`` or ``outputs``.
     """
-    nest = _Nest(problem, operands, product, lanes, tasks, split, outer)
+    nest = Nest(problem, operands, product, lanes, tasks, split, outer)
     mode = problem.activation or "round"
 
     def body(args: Arguments) -> None:
@@ -69,7 +69,7 @@ def generate(
     return emit.generate(f"narrow_{problem.dtype}", problem, operands, body)
 
 
-class _Nest:
+class Nest:
     """The loops over row tiles and block rows; arguments as of ``generate``."""
 
     def __init__(
