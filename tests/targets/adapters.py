@@ -8,6 +8,7 @@ import importlib
 MODULES = (
     "tests.targets.cpu_adapter",
     "tests.targets.opencl.adapter",
+    "tests.targets.static_adapter",
     "tests.targets.systolic.adapter",
     "tests.targets.webgpu.adapter",
 )

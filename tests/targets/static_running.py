@@ -15,16 +15,21 @@ from bscompile.errors import TargetError
 from bscompile.targets.native import MACHINES
 
 
-def needs(machine):
-    """A mark that skips a test where programs for the machine cannot be made or run."""
+def missing(machine):
+    """Why programs for the machine cannot be made or run here; empty where they can."""
     try:
         MACHINES[machine].compiler()
-        reason = ""
     except TargetError as error:
-        reason = str(error)
+        return str(error)
     emulator = f"qemu-{machine}"
     if machine != platform.machine() and not shutil.which(emulator):
-        reason = f"{emulator} is not installed (apt-get install qemu-user)"
+        return f"{emulator} is not installed (apt-get install qemu-user)"
+    return ""
+
+
+def needs(machine):
+    """A mark that skips a test where programs for the machine cannot be made or run."""
+    reason = missing(machine)
     return pytest.mark.skipif(bool(reason), reason=reason or "everything is here")
 
 
@@ -55,11 +60,11 @@ def sparse_mlp(rows=3, width=96):
     return proto
 
 
-def run_kernels(variant, calls):
+def run_kernels(target, calls):
     """Many kernels as one static executable, so that a whole suite is linked and started once.
 
     Args:
-        variant: Of the cpu target.
+        target: What users type.
         calls: (PrimFunc, arrays in argument order, y as it is before) of each.
 
     Returns:
@@ -72,8 +77,7 @@ def run_kernels(variant, calls):
     from bscompile.runtime.native import StaticExecutable
     from bscompile.targets.native.build import build_static
 
-    name = variant if variant in targets.TARGETS else f"cpu:{variant}"
-    context = targets.resolve(name, None if variant == "hexagon" else 2)
+    context = targets.resolve(target, None if target == "hexagon" else 2)
     hardware = context.hardware
     code = context.target.build.keywords["code"](hardware)
     storages, buffers, steps, kernels, outputs = [], [], [], {}, []

@@ -66,7 +66,7 @@ def test_products(variant, precision, instruction):
         y = np.full((m, shape[0]), np.nan, np.float32)
         calls.append((kernel.prim_func, arrays_of(kernel, x, tensors), y))
         want.append((wanted(op, precision, x, tensors, native=True), shape[1]))
-    run = run_kernels(variant, calls)
+    run = run_kernels(f"cpu:{variant}", calls)
     assert instruction in run.assembly
     for got, (right, k), case in zip(run([c[1] for c in calls]), want, CASES, strict=True):
         assert_close(got, right, np.float32, k, what=str(case))
@@ -99,7 +99,7 @@ def test_eight_bits_in_and_out(variant, precision, instruction):
         kernel = build(op, "int8", 7, hardware)
         calls.append((kernel.prim_func, arrays_of(kernel, x, [bias]), np.zeros((7, 48), np.uint8)))
         ops.append((op, x, bias))
-    run = run_kernels(variant, calls)
+    run = run_kernels(f"cpu:{variant}", calls)
     before = run([call[1] for call in calls])
     for (op, x, bias), got in zip(ops, before, strict=True):
         np.testing.assert_array_equal(got, evaluate(op, x, (bias,)))

@@ -16,6 +16,7 @@ from bscompile.targets.hexagon.packing import (
 from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
+from bscompile.targets.kernels.narrow import NarrowProducts
 
 _LONGEST_SUM = 1 << 16  # inputs whose products surely fit an int32 sum
 #: What leaves in integers; other epilogues go through float32.
@@ -85,4 +86,5 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     DenseTemplate(),
     BlockSparseOutputs(),
     KroneckerTemplate(),
+    NarrowProducts(),  # int8 in other blocks
 )

@@ -12,10 +12,20 @@ from types import MappingProxyType
 from typing import Any
 
 from bscompile.targets.base import HardwareSpec, KernelTemplate
-from bscompile.targets.cpu.templates import TEMPLATES
+from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
+from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
+from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
 from bscompile.targets.kernels.narrow import NarrowProducts
 from bscompile.targets.kernels.scalable import ScalableTemplate
+
+_FIXED: tuple[KernelTemplate, ...] = (
+    DenseTemplate(),
+    BlockSparseOutputs(),
+    BlockSparseRows(),
+    KroneckerTemplate(),
+    NarrowProducts(),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Processor:
     spec: HardwareSpec
     target: Mapping[str, Any]
     about: str
-    templates: tuple[KernelTemplate, ...] = TEMPLATES
+    templates: tuple[KernelTemplate, ...] = _FIXED
 
 
 _AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
