@@ -44,6 +44,7 @@ class OpenCL(Executor):
                 for storage in self._program.storages
             ]
             self._load_params(artifact)
+            self._windows: list[Any] = []  # kernels do not keep their arguments alive
             self._calls = self._prepare(_member(artifact, KERNELS).decode(), launches)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -83,7 +84,7 @@ class OpenCL(Executor):
     def close(self) -> None:
         """Free the memory on the device."""
         self._queue.finish()
-        self._calls, self._memory = [], []
+        self._calls, self._windows, self._memory = [], [], []
 
     # ------------------------------------------------------------ made once
 
@@ -156,7 +157,9 @@ class OpenCL(Executor):
         memory = self._memory[buffer.storage]
         if buffer.offset == 0:
             return memory
-        return memory.get_sub_region(buffer.offset, max(buffer.bytes, 1))
+        window = memory.get_sub_region(buffer.offset, max(buffer.bytes, 1))
+        self._windows.append(window)
+        return window
 
     # ------------------------------------------------------------ for each call
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from bscompile.targets.base import Target
 from bscompile.targets.gpu.kernels import TEMPLATES
 from bscompile.targets.opencl.build import build, prepare
 from bscompile.targets.opencl.hardware import VARIANTS, detect, hardware
 
+if TYPE_CHECKING:
+    from bscompile.targets.base import HardwareSpec
+
 __all__ = ["TARGET"]
+
+
+def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
+    """One kernel for the tuner; TVM is imported only then."""
+    from bscompile.targets.opencl import kernel
+
+    return kernel.compile_kernel(prim_func, hardware)
+
 
 TARGET = Target(
     name="opencl",
@@ -19,4 +32,5 @@ TARGET = Target(
     prepare=prepare,
     build=build,
     loader="opencl",
+    compile_kernel=compile_kernel,
 )

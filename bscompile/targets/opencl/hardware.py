@@ -39,7 +39,8 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
     return HardwareSpec(
         name=limits.name,
         isa=ISA,
-        features=(half, CPU) if limits.is_cpu else (half,),
+        features=(CPU,) if limits.is_cpu else (),
+        extensions={"float16": (half,)},
         cores=limits.processors,
         peak_gflops={"float32": peak, "float16": peak},
         memory_gbps=_CPU_GBPS if limits.is_cpu else _GPU_GBPS,
@@ -55,7 +56,8 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
 _ANY = HardwareSpec(
     name="any OpenCL device",
     isa=ISA,
-    features=(HALF_BITS,),
+    features=(),
+    extensions={"float16": (HALF_BITS,)},
     cores=8,
     peak_gflops={"float32": 2e-3 * _GPU_LANES * 1000, "float16": 2e-3 * _GPU_LANES * 1000},
     memory_gbps=_GPU_GBPS,
