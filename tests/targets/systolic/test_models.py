@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -131,6 +132,44 @@ def test_a_quantised_mlp_runs_whole(tmp_path, signed):
         assert simulator.cycles(16) > before
     assert apart.max() <= 1.01 / 255  # one step of the quantised answer
     assert (apart < 1e-6).mean() > 0.85
+
+
+@needs_simulator
+def test_threads_and_arrays_of_two_sizes_do_not_disturb_each_other(tmp_path):
+    path = mlp(tmp_path)
+    models = []
+    for size in (8, 16):
+        _, artifact = build(path, f"systolic:{size}")
+        models += [bscompile.load(artifact), bscompile.load(artifact)]
+    x = samples()
+    want = [model(x) for model in models]
+    with ThreadPoolExecutor(len(models)) as pool:
+        rounds = list(pool.map(lambda model: [model(x) for _ in range(5)], models))
+    for several, alone in zip(rounds, want, strict=True):
+        assert all(np.array_equal(one, alone) for one in several)
+    np.testing.assert_array_equal(want[0], want[2])  # sums are exact on either array
+    for model in models:
+        model.close()
+
+
+@needs_simulator
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet5", "vit"])
+def test_model_families_run_whole(tmp_path, name):
+    """Linear layers in int8 on the array; convolutions, attention and norms on the host."""
+    from tests.end_to_end.families import FAMILIES, export, with_weights, zero_blocks
+
+    path = export(FAMILIES[name], tmp_path / "model.onnx", batch=2)
+    onnx.save(with_weights(onnx.load(path), zero_blocks((8, 8), 0.3)), path)
+    inputs = {key: value.numpy() for key, value in FAMILIES[name].inputs(False, 2).items()}
+    (want,) = onnxruntime.InferenceSession(path).run(None, inputs)
+    compiled, artifact = build(path)
+    assert {part for part, _ in compiled.report.partition} == {"array", "host"}
+    with bscompile.load(artifact) as model:
+        before = simulator.cycles(8)
+        (got,) = model.run(inputs).values()
+        assert simulator.cycles(8) > before
+    assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
 
 
 @needs_simulator
