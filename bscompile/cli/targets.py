@@ -30,16 +30,27 @@ def command(talk: Talk) -> None:
         abilities = {"compiles for it": here.compiles, "runs it": here.runs}
         can = [ability for ability, present in abilities.items() if present]
         click.echo(f"  this machine {' and '.join(can) or 'neither compiles for it nor runs it'}")
-        variants = [f"{target.name}:{variant}" for variant in target.variants if variant]
+        variants = [f"{target.name}:{variant}" for variant in _own_variants(target)]
         if variants:
             click.echo(f"  variants: {', '.join(variants)}")
         if here.install:
             click.echo(f"  needs: {here.install}")
+        for variant, served in target.elsewhere.items():
+            click.echo(f"  {target.name}:{variant}: {served.description}")
+            found_there = served.detect()
+            needs = f"; needs: {found_there.install}" if found_there.install else ""
+            click.echo(f"    here: {found_there.detail}{needs}")
 
 
-def _row(target: Target, here: Availability) -> dict[str, object]:
-    return {
-        "name": target.name,
+def _own_variants(target: Target) -> list[str]:
+    """Those that no other manifest serves."""
+    return [name for name in target.variants if name and name not in target.elsewhere]
+
+
+def _row(target: Target, here: Availability, name: str = "") -> dict[str, object]:
+    rows = [_row(t, t.detect(), f"{target.name}:{v}") for v, t in target.elsewhere.items()]
+    return ({"elsewhere": rows} if rows else {}) | {
+        "name": name or target.name,
         "description": target.description,
         "variants": [variant for variant in target.variants if variant],
         "compiles": here.compiles,

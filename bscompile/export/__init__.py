@@ -36,6 +36,10 @@ FORMATS = {
         "a folder with a page and a JavaScript module that run the model by WebGPU",
         options=("inputs", "against", "labels"),
     ),
+    "native": Form(
+        "bscompile.export.native",
+        "a program for a device without Python, with its weights and an object to link with",
+    ),
 }
 
 

@@ -126,7 +126,7 @@ def test_another_model_is_refused(call, web_artifact, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--format", "pdf"), 2, "'pdf' is not 'web'"),
+        (("--format", "pdf"), 2, "'pdf' is not one of 'web', 'native'"),
         ((), 2, "Missing option '--format'"),
         (("--format", "web", "--labels", "absent.txt"), 6, "absent.txt: cannot be read"),
         (("--format", "web", "--input", "x=absent.npy"), 6, "absent.npy: cannot be read"),

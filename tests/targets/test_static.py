@@ -15,7 +15,9 @@ import pytest
 
 import bscompile
 from bscompile.artifact import read_artifact, write_artifact
-from bscompile.errors import ArtifactError, ModelError, TargetError
+from bscompile.cli import main
+from bscompile.errors import ArtifactError, ModelError, StorageError, TargetError
+from bscompile.export import export as export_artifact
 from bscompile.program import image_checksum, image_size, weights_image
 from bscompile.runtime.native import write_weights
 from bscompile.targets import native
@@ -201,6 +203,49 @@ def test_the_checksum_is_that_of_its_words(sizes):
     for word in np.frombuffer(data, "<u8").tolist():
         total = (total * 0x100000001B3 + word) % 2**64
     assert image_checksum(weights_image(arrays)) == total
+
+
+# ---------------------------------------------------------------- export and the list of targets
+
+
+@needs(HERE)
+def test_export_of_a_folder_that_runs_alone(artifact, mlp, tmp_path, capsys):
+    folder = tmp_path / "device"
+    for _ in range(2):  # the second replaces the first
+        assert main(["export", str(artifact), str(folder), "--format", "native"]) == 0
+        assert capsys.readouterr().out.startswith(f"{folder / 'model'}: ")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model", "model.o", "weights.bin", "bscompile_model.h", "README.txt"}
+    said = (folder / "README.txt").read_text()
+    assert "    x: float32[3, 64], 768 bytes\n" in said
+    assert "    y: float32[3, 32], 384 bytes\n" in said
+    run = subprocess.run(["./model", "weights.bin"], cwd=folder, input=feeds()["x"].tobytes(),
+                         capture_output=True, check=True)  # fmt: skip
+    got = np.frombuffer(run.stdout, np.float32).reshape(3, 32)
+    np.testing.assert_allclose(got, wanted(mlp, feeds()), rtol=0, atol=2e-5)
+
+
+def test_export_refusals(artifact, mlp, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    with pytest.raises(StorageError, match="holds files that are no export"):
+        export_artifact(artifact, tmp_path / "mine", "native")
+    other = bscompile.build(mlp, "cpu").save(tmp_path / "vm.bsc")
+    with pytest.raises(TargetError, match="this format needs a static executable"):
+        export_artifact(other, tmp_path / "new", "native")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_list_of_targets_says_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(native.machines, "find_zig", list)
+    assert main(["targets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("  cpu:riscv64: "))
+    assert lines[at + 1] == (
+        "    here: no tools; needs: apt-get install gcc-riscv64-linux-gnu libc6-dev-riscv64-cross,"
+        " or pip install ziglang; apt-get install qemu-user to run it here"
+    )
 
 
 # ---------------------------------------------------------------- the executor
