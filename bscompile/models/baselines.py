@@ -18,15 +18,16 @@ from bscompile.models.prunable import DenseBlocks, largest
 
 
 class GroupLasso(SparsityMethod):
-    """The group lasso Σ ‖block‖ by its proximal step, plus ``elastic`` times l1 on the entries.
+    """The group lasso Σ ‖block‖ by its proximal step.
 
     Args:
         sparsity: Share of blocks, in every layer, that are exactly zero at the end.
         block: (bh, bw) or the side of square blocks.
         exclude: Name patterns of layers to leave alone.
         strength: Of the penalty.
-        elastic: Of the l1 on single entries, relative to the norm's per entry.
     """
+
+    elastic = 0.0  # of an l1 on single entries, relative to the norm's strength per entry
 
     def __init__(
         self,
@@ -34,10 +35,9 @@ class GroupLasso(SparsityMethod):
         block: int | Block,
         exclude: Sequence[str] = (),
         strength: float = 0.2,
-        elastic: float = 0.0,
     ) -> None:
         super().__init__(sparsity, block, exclude)
-        self.strength, self.elastic = strength, elastic
+        self.strength = strength
 
     def on_step(self, learning_rate: float, progress: float) -> None:
         """Shrink entries, then whole blocks."""
@@ -55,14 +55,7 @@ class GroupLasso(SparsityMethod):
 class ElasticGroupLasso(GroupLasso):
     """Group lasso with half as much l1 on the entries."""
 
-    def __init__(
-        self,
-        sparsity: float,
-        block: int | Block,
-        exclude: Sequence[str] = (),
-        strength: float = 0.2,
-    ) -> None:
-        super().__init__(sparsity, block, exclude, strength, elastic=0.5)
+    elastic = 0.5
 
 
 class BlockRigL(SparsityMethod):
