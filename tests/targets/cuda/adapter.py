@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from bscompile.dialect import evaluate
+from bscompile.targets.cuda.kernels.packing import numpy_dtype
 from tests.targets.cuda import emulator
 from tests.targets.numeric_suite import Adapter
 
 CALLBACK = "tvm_callback_cuda_compile"
 
 
-def compile_module(functions, hardware):
-    """PrimFuncs by name -> a loaded module with them, compiled for the GPU or the emulator."""
+def compile_module(functions, hardware, edit=str):
+    """PrimFuncs by name -> a module with them, compiled for the GPU or the emulator.
+
+    ``edit`` may change the generated source on the way.
+    """
     import tvm
     import tvm_ffi
 
@@ -22,8 +25,8 @@ def compile_module(functions, hardware):
 
     def compile_cuda(source, *_target):
         if emulated():
-            return emulator.compile_source(str(source))
-        return compile_source(str(source), (hardware.isa,))
+            return emulator.compile_source(edit(source))
+        return compile_source(edit(source), (hardware.isa,))
 
     ready()
     tvm_ffi.register_global_func(CALLBACK, compile_cuda, override=True)
@@ -52,6 +55,19 @@ def ready():
         load_cuda()
 
 
+def run(function, call):
+    """y of one kernel; what it leaves unwritten is NaN."""
+    import tvm
+
+    gpu = tvm.cuda(0)
+    x, *others = call.arrays
+    if call.kernel.x_dtype:
+        x = x.astype(numpy_dtype(call.kernel.x_dtype))
+    y = tvm.runtime.tensor(np.full(call.shape, np.nan, np.float32), gpu)
+    function(*(tvm.runtime.tensor(array, gpu) for array in (x, *others)), y)
+    return y.numpy()
+
+
 class CudaAdapter(Adapter):
     """All kernels in one module."""
 
@@ -62,22 +78,9 @@ class CudaAdapter(Adapter):
         return ""
 
     def run(self, calls):
-        import tvm
-
         functions = {f"kernel{i}": call.kernel.prim_func for i, call in enumerate(calls)}
         module = compile_module(functions, self.context.hardware)
-        gpu = tvm.cuda(0)
-        outputs = []
-        for name, call in zip(functions, calls, strict=True):
-            x, *others = call.arrays
-            if call.kernel.x_dtype == "bfloat16":
-                x = x.astype(ml_dtypes.bfloat16)
-            elif call.kernel.x_dtype:
-                x = x.astype(call.kernel.x_dtype)
-            y = tvm.runtime.tensor(np.full(call.shape, np.nan, np.float32), gpu)
-            module[name](*(tvm.runtime.tensor(a, gpu) for a in (x, *others)), y)
-            outputs.append(y.numpy())
-        return outputs
+        return [run(module[name], call) for name, call in zip(functions, calls, strict=True)]
 
     def reference(self, template, op, x, tensors):
         if template.endswith("tensor_cores"):  # they take both sides in the dtype of W

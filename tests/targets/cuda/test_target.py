@@ -1,0 +1,105 @@
+"""Packing, the cost model's counts and the table of architectures: no code is generated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bscompile import targets
+from bscompile.errors import TargetError
+from bscompile.targets.base import Problem
+from bscompile.targets.cuda.hardware import ARCHITECTURES, hardware
+from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_steps
+from bscompile.targets.cuda.templates import TEMPLATES
+from tests.targets.cuda.conftest import block_sparse
+
+LAYOUTS = [Layout(16, 16, 64), Layout(32, 8, 64), Layout(64, 4, 32), Layout(16, 1, 32)]
+
+
+def unpack(operands, layout, shape):
+    """The matrix that a kernel multiplies by, from what it reads."""
+    values, starts, indptr, order = (array for _, array in operands)
+    n, k = shape
+    dense = np.zeros((len(order) * layout.rows, k), np.float64)
+    for place, tile in enumerate(order):
+        for step in range(indptr[place], indptr[place + 1]):
+            for group, start in enumerate(starts[step]):
+                first = start * layout.unit(k)
+                piece = values[step][:, group * layout.group : (group + 1) * layout.group]
+                rows = slice(tile * layout.rows, (tile + 1) * layout.rows)
+                dense[rows, first : first + layout.group] += piece
+    return dense[:n]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "block"),
+    [((64, 96), (16, 16)), ((65, 47), (8, 8)), ((40, 70), (12, 7)), ((3, 64), (1, 4))],
+)
+def test_packing_keeps_the_matrix(layout, shape, block, rng):
+    weight = block_sparse(rng, shape, block, 0.4)
+    for matrix in (weight, weight.to_dense()):
+        operands = pack_steps(matrix, layout, "float32")
+        np.testing.assert_array_equal(unpack(operands, layout, shape), weight.to_dense())
+
+
+def test_long_tile_rows_come_first_and_empty_ones_have_a_step(rng):
+    weight = block_sparse(rng, (128, 256), (16, 16), 0.3)
+    operands = dict(pack_steps(weight, Layout(16, 16, 64), "float32"))
+    steps = np.diff(operands["indptr"])
+    assert (np.diff(steps) <= 0).all()
+    assert steps.min() == 1
+    assert sorted(operands["order"]) == list(range(8))
+
+
+def problem(block, nnzb, n=512, k=512, form="block_sparse", dtype="bfloat16", m=64):
+    return Problem(form, m, n, k, block, nnzb, 0, dtype)
+
+
+@pytest.mark.parametrize(
+    ("block", "tile"), [((16, 16), 16), ((32, 64), 32), ((4, 4), 16), ((12, 7), 32)]
+)
+def test_the_cost_model_counts_what_packing_makes(block, tile, rng):
+    weight = block_sparse(rng, (512, 512), block, 0.2)
+    posed = problem(block, weight.nnzb)
+    layout = Layout(tile, groups_for(posed, 64), 64)
+    made = len(dict(pack_steps(weight, layout, "float32"))["values"])
+    assert expected_steps(posed, layout) == pytest.approx(made, rel=0.15)
+
+
+def test_dense_steps_are_counted_exactly():
+    posed = problem((1, 1), 512 * 512, form="dense")
+    assert expected_steps(posed, Layout(64, 64, 64)) == 8 * 8
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_configuration_fits_its_architecture(name):
+    machine = hardware(name)
+    assert machine.isa == name
+    for template in TEMPLATES:
+        for form, dtype in [(f, d) for f in ("dense", "block_sparse") for d in machine.peak_gflops]:
+            posed = problem((16, 16), 200, form=form, dtype=dtype, m=None)
+            for config in template.space(posed, machine):
+                assert template.shared_bytes(config) <= machine.group_bytes
+                assert template.cost(posed, config, machine) > machine.launch_seconds
+
+
+def test_a_sparse_layer_is_expected_to_beat_dense():
+    machine = hardware("sm_90")
+
+    def best(form, nnzb):
+        posed = problem((64, 64), nnzb, 4096, 4096, form, m=4096)
+        return min(
+            template.cost(posed, template.space(posed, machine)[0], machine)
+            for template in TEMPLATES
+            if template.space(posed, machine)
+        )
+
+    dense = best("dense", 4096 * 4096)
+    assert best("block_sparse", 410) < 0.5 * dense
+    assert best("block_sparse", 4096) > 0.9 * dense
+
+
+def test_variants_are_listed_when_one_is_unknown():
+    with pytest.raises(TargetError, match=r"unknown variant 'sm_99' of target cuda.*sm_90"):
+        targets.resolve("cuda:sm_99")
