@@ -63,6 +63,16 @@ def test_selection_says_what_survived(folder, capsys):
     assert "selected: 2 layers: 8x8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_teacher_and_choices_of_each_layer_are_told(folder, capsys):
+    options = ["--distill", "--select", "2,8", "--per-layer", "--epochs", "20"]
+    assert main(["train", *options, "--finetune-epochs", "0", "-o", "m.onnx"]) == 0
+    said = capsys.readouterr().err
+    assert "teacher: accuracy 9" in said
+    assert "selected: 0: 8x8" in said
+    assert "selected: 2: 8x8" in said
+
+
 def test_selection_by_latency_says_what_each_block_costs(folder, capsys):
     pytest.importorskip("tvm")
     options = ["--select", "2,8", "--cost", "latency", "--rows", "64", "--epochs", "20"]
