@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from rich.console import Console
 
 import bscompile
 from bscompile import simulator
 from bscompile.errors import ArtifactError
+from bscompile.report import Report
+from bscompile.report.tables import report_view
 from tests.targets.systolic.device import needs_simulator
 
 DIMENSIONS = (48, 96, 64, 10)
@@ -71,6 +75,10 @@ def test_inspect_shows_the_partition(tmp_path):
     assert report.partition == (("array", "fc0, fc1, fc2"), ("host", "1 Softmax"))
     assert [layer.block for layer in report.layers[:2]] == [(16, 16), (16, 16)]
     assert report.hardware.startswith("systolic 16x16")
+    assert Report.from_json(report.to_json()) == report
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report_view(report))
+    assert "Where\n  array: fc0, fc1, fc2\n  host: 1 Softmax" in console.file.getvalue()
 
 
 def test_float_models_run_on_the_host(tmp_path):
