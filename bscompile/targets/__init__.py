@@ -15,7 +15,9 @@ TARGETS = {
     "cpu": "bscompile.targets.cpu",
     "cuda": "bscompile.targets.cuda",
     "hexagon": "bscompile.targets.hexagon",
+    "metal": "bscompile.targets.metal",
     "opencl": "bscompile.targets.opencl",
+    "rocm": "bscompile.targets.rocm",
     "systolic": "bscompile.targets.systolic",
     "webgpu": "bscompile.targets.webgpu",
 }
