@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
+
+import numpy.typing as npt
 
 from bscompile import simulator
 from bscompile.artifact import Artifact
-from bscompile.errors import ArtifactError
+from bscompile.errors import ArtifactError, TargetError
+from bscompile.runtime.executor import RefusedError
 from bscompile.runtime.vm import VirtualMachine
+
+Array = npt.NDArray[Any]
 
 MEMBER = "code/systolic.json"
 
@@ -25,6 +31,19 @@ class SystolicArray(VirtualMachine):
         self.size = _size(artifact)
         simulator.open_driver(self.size)
         super().__init__(artifact, threads)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Call main.
+
+        Raises:
+            TargetError: the driver reported a fault.
+        """
+        try:
+            return super().run(inputs)
+        except RefusedError as error:
+            if simulator.symbol(self.size, "") in str(error):
+                raise TargetError(str(error), "run it again, or with another driver") from error
+            raise
 
     @property
     def cycles(self) -> int:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import bscompile
 from bscompile import simulator
-from bscompile.errors import ArtifactError
+from bscompile.errors import ArtifactError, TargetError
 from bscompile.report import Report
 from bscompile.report.tables import report_view
 from tests.targets.systolic.device import needs_simulator
@@ -196,19 +196,32 @@ def test_an_artifact_for_an_unknown_array_is_refused(tmp_path, monkeypatch):
         bscompile.load(artifact)
 
 
-def test_a_vendors_driver_takes_the_simulators_place(tmp_path):
-    """Four functions in a library of another device, named in the environment: no Verilator."""
-    path, driver, answers = mlp(tmp_path), tmp_path / "driver.so", tmp_path / "answers"
-    _, artifact = build(path)
-    source = Path(__file__).parent / "vendor_driver.cc"
+def run_with_driver(tmp_path, change=lambda text: text):
+    """``bscompile run`` of the MLP in a process of its own, with the vendor's driver."""
+    _, artifact = build(mlp(tmp_path))
+    source, driver = tmp_path / "driver.cc", tmp_path / "driver.so"
+    source.write_text(change((Path(__file__).parent / "vendor_driver.cc").read_text()))
     flags = ["-O2", "-std=c++17", "-shared", "-fPIC", "-DSYSTOLIC_SIZE=8", "-DSYSTOLIC_DEPTH=256"]
     include = f"-I{simulator.SOURCES / 'driver'}"
     subprocess.run(["g++", *flags, include, source, "-o", driver], check=True)
     np.save(tmp_path / "x.npy", samples())
     command = [sys.executable, "-m", "bscompile", "run", str(artifact)]
-    arguments = ["--input", str(tmp_path / "x.npy"), "--output", str(answers)]
+    arguments = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "answers")]
     environment = {**os.environ, simulator.DRIVER_VARIABLE: str(driver)}
-    subprocess.run([*command, *arguments], env=environment, check=True, capture_output=True)
-    np.testing.assert_allclose(
-        np.load(next(answers.glob("*.npy"))), answer(path, samples()), atol=0.02
+    return subprocess.run(
+        [*command, *arguments], env=environment, check=False, capture_output=True, text=True
     )
+
+
+def test_a_vendors_driver_takes_the_simulators_place(tmp_path):
+    """Four functions in a library of another device, named in the environment: no Verilator."""
+    assert run_with_driver(tmp_path).returncode == 0
+    (got,) = map(np.load, (tmp_path / "answers").glob("*.npy"))
+    np.testing.assert_allclose(got, answer(tmp_path / "mlp.onnx", samples()), atol=0.02)
+
+
+def test_a_drivers_fault_is_an_error_of_one_line(tmp_path):
+    done = run_with_driver(tmp_path, lambda text: text.replace("return 1;", "return -1;"))
+    assert done.returncode == TargetError.exit_code
+    (line,) = done.stderr.strip().splitlines()
+    assert "systolic8_wait failed: the systolic array or its driver is out of order" in line
