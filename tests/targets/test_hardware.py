@@ -33,6 +33,7 @@ def counted(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(measure, "measure", fake)
+    monkeypatch.setattr(measure, "_asked", set())
     return calls
 
 
@@ -40,12 +41,28 @@ def measured(name="some CPU"):
     return measure.measured_rates(name, {"mcpu": "x86-64-v4"}, 64, CACHES, {})
 
 
-def test_rates_are_measured_once(counted, tmp_path):
+def test_rates_are_measured_once_in_a_process(counted, tmp_path):
     assert measured() == RATES
     assert measured() == RATES
     assert len(counted) == 1
     (file,) = (tmp_path / "bscompile").iterdir()
     assert file.name == f"cpu-some-CPU-x86-64-v4-v{measure.VERSION}.json"
+
+
+def test_the_best_of_the_first_processes_counts(counted, monkeypatch):
+    better = measure.Rates(90.0, (210.0, 90.0, 50.0), 40.0, 2e-6, {"avx512_vnni": 300.0})
+    for process, rates in enumerate((RATES, better, RATES, better)):
+        monkeypatch.setattr(measure, "_asked", set())
+
+        def fake(*_, rates=rates, process=process):
+            counted.append(process)
+            return rates
+
+        monkeypatch.setattr(measure, "measure", fake)
+        found = measured()
+    assert counted == list(range(measure.ROUNDS))
+    products = {"avx512_bf16": 200.0, "avx512_vnni": 300.0}
+    assert found == measure.Rates(100.0, (210.0, 100.0, 50.0), 40.0, 2e-6, products)
 
 
 def test_another_cpu_is_measured_again(counted):
@@ -101,6 +118,26 @@ def test_every_variant_can_be_compiled_for(variant):
     module = tvm.compile(tvm.IRModule({"dense": kernel.prim_func}), target=llvm_target(spec))
     register = {"avx512": "zmm", "avx2": "ymm", "sse2": "xmm", "neon": "v0.4s"}[variant]
     assert register in module.mod.inspect_source("asm")
+
+
+def test_a_variant_says_what_it_has_beyond_its_baseline():
+    amx = hardware("amx", 2)
+    assert amx.isa == "avx512"
+    assert not {"amx_tile", "avx512_bf16"} & set(amx.features)
+    assert {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(amx.extended("bfloat16").features)
+    assert amx.extended("float32").features == amx.features
+    assert "+amx-int8" in list(llvm_target(amx.extended("int8")).attrs["mattr"])
+    plain = hardware("avx512", 2)
+    assert plain.extended("bfloat16", "int8").features == plain.features
+
+
+def test_the_peak_follows_the_precision():
+    plain, amx = hardware("avx512", 2).peak_gflops, hardware("amx", 2).peak_gflops
+    assert plain["bfloat16"] == plain["float16"] == plain["int8"] == plain["float32"]
+    assert amx["int8"] > amx["bfloat16"] > amx["float32"]
+    here = hardware("", 2)
+    for precision in here.extensions:  # what has instructions of its own is faster with them
+        assert here.peak_gflops[precision] > 1.2 * here.peak_gflops["float32"]
 
 
 def test_an_unknown_variant_is_refused():

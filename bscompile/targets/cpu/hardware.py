@@ -104,8 +104,12 @@ def host_features() -> frozenset[str]:
 
 
 def host_name() -> str:
-    """The CPU's model name."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """The CPU's model name; where that is a whole family's, with what tells its members apart."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
+    # Virtual machines hide the number that processors are sold under.
+    hidden = all(numbers) and not any(character.isdigit() for character in name)
+    return f"{name} {'-'.join(numbers)}" if hidden else name
 
 
 def host_cores() -> int:
