@@ -26,11 +26,11 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 def guarded(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and turn whatever it raises into a line and a code."""
-    with _clean_end_when_terminated():
-        return _guarded(arguments)
+    with _signals() as received:
+        return _guarded(arguments, received)
 
 
-def _guarded(arguments: Sequence[str] | None) -> int:
+def _guarded(arguments: Sequence[str] | None, received: list[int]) -> int:
     # What libraries log is not addressed to our users; we say ourselves what matters to them.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
@@ -42,7 +42,7 @@ def _guarded(arguments: Sequence[str] | None) -> int:
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
     except BscompileError as error:
-        return _fail(str(error), error.exit_code)
+        return _stopped(received) or _fail(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return USAGE
@@ -51,15 +51,28 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         help_line = f" (see {where.command_path} --help)" if where else ""
         return _fail(f"{error.format_message().rstrip('.')}{help_line}", USAGE)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; no file was left half written", INTERRUPTED)
+        return _interrupted()
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception:
+        if received:
+            return _stopped(received)
         traceback.print_exc()
         return _fail("this is a bug in bscompile; please report it with the lines above", BUG)
     return result if isinstance(result, int) else 0
+
+
+def _stopped(received: list[int]) -> int:
+    """The exit code if a signal came that code between us and Python made another error of."""
+    if not received:
+        return 0
+    return _interrupted() if received[0] == signal.SIGINT else TERMINATED
+
+
+def _interrupted() -> int:
+    return _fail("interrupted; no file was left half written", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> int:
@@ -73,18 +86,31 @@ def _printable(message: str) -> str:
 
 
 @contextlib.contextmanager
-def _clean_end_when_terminated() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that staged files are removed."""
+def _signals() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM unwind the stack, so that staged files are removed.
 
-    def leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    Yields:
+        The signals that came: what they raise may arrive as a RuntimeError after it went
+        through the callbacks of a compiler.
+    """
+    received: list[int] = []
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(TERMINATED)
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, leave)
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, leave)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not told to ignore it
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, leave)
     except ValueError:  # not in the main thread: whoever embeds us decides
-        yield
+        yield received
         return
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -199,17 +199,75 @@ def test_an_unknown_variant_is_named(call, source, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interrupted_build_leaves_nothing(source, tmp_path):
-    command = [sys.executable, "-m", "bscompile", "build", str(source), "-v"]
-    process = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "m.bsc")], stderr=subprocess.PIPE, text=True
+PHASES = [
+    ("looking at target cpu", 0.0),
+    ("pass 1/", 0.0),
+    ("lowering to Relax", 0.0),
+    ("lowering to Relax", 0.6),
+    ("lowering to Relax", 1.2),
+    ("generating code", 0.0),
+]
+
+
+@pytest.mark.parametrize(("phase", "later"), PHASES)
+def test_an_interrupted_build_leaves_nothing(source, tmp_path, phase, later):
+    """Phases tell when they end; code is generated after the lowering, mostly inside of TVM."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from bscompile.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    assert process.stderr.readline().startswith("looking at target cpu")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "build", source, "-v", "-o", tmp_path / "out" / "m.bsc"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )
+    assert any(line.startswith(phase) for line in iter(process.stderr.readline, ""))
+    time.sleep(later)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
+    if process.returncode == 0 or os.listdir(tmp_path / "out"):
+        assert later or phase == "generating code"  # it was done before the signal came
+        return
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "bscompile: interrupted; no file was left half written"
+    assert "bscompile: interrupted; no file was left half written" in err.splitlines()
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_a_full_disk_for_temporary_files_is_one_line(source, tmp_path):
+    """LLVM would end the process without a word of ours."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)); "
+        "from bscompile.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "build", source, "-q", "-o", tmp_path / "m.bsc"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 6, done.stderr
+    assert "object code cannot be written, file too large" in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_weights_beside_the_model_are_read(call, tmp_path):
+    """External data from the file to the verified artifact."""
+    options = {"save_as_external_data": True, "location": "two.data", "size_threshold": 64}
+    onnx.save(two_layers(), tmp_path / "two.onnx", **options)
+    assert (tmp_path / "two.data").stat().st_size > 4 * 128 * 64
+    code, _, err = call("build", tmp_path / "two.onnx", "-o", tmp_path / "two.bsc")
+    assert code == 0, err
+    code, out, _ = call("verify", tmp_path / "two.bsc", tmp_path / "two.onnx")
+    assert code == 0, out
+    x = np.random.default_rng(3).standard_normal((2, 64), np.float32)
+    y = bscompile.load(tmp_path / "two.bsc")(x)
+    want = onnxruntime.InferenceSession(tmp_path / "two.onnx").run(None, {"x": x})[0]
+    np.testing.assert_allclose(y, want, rtol=0, atol=2e-5)
 
 
 def test_a_dimension_can_be_fixed(call, source, tmp_path):

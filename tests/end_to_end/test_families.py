@@ -4,6 +4,8 @@ The full matrix (every block, both exporters, full sizes) is ``benchmarks/model_
 the part of it that fits a test run.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -89,3 +91,22 @@ def test_factorized_export(exported, family, tmp_path):
 def test_dynamic_shapes(exported, family, tmp_path):
     model = with_weights(exported(family, dynamic=True), WEIGHTS["16x16"])
     _check(model, [_feeds(family, batch) for batch in (1, 2, 5)], tmp_path)
+
+
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_half_precision(family, tmp_path):
+    """A ``.half()`` model: float16 at its ends and at rest, float32 in between."""
+    feeds = {
+        name: array.astype(np.float16) if array.dtype == np.float32 else array
+        for name, array in _feeds(family, 2).items()
+    }
+    inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    spec = replace(FAMILIES[family], inputs=lambda full, batch: inputs)
+    path = export(spec, tmp_path / "half.onnx", change=lambda module: module.half())
+    loaded = bscompile.load(bscompile.build(path).save(tmp_path / "half.bsc"))
+    (want,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+    (got,) = loaded.run(feeds).values()
+    assert got.dtype == np.float16
+    assert_close(got, want, np.float16, 64 * 64)
+    large = [spec for spec in loaded.manifest.params if np.prod(spec.shape) > 4096]
+    assert {spec.stored for spec in large} == {"float16"}

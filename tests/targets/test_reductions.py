@@ -37,6 +37,17 @@ def test_reductions_of_booleans_and_integers():
     assert_equal_to_onnxruntime(proto, {"b": b, "i": np.arange(6).reshape(2, 3)})
 
 
+def test_an_input_of_no_axes_is_none_at_all(tmp_path):
+    proto = model(
+        """g (float[2,3] x, int64[0] a) => (float[1,1] y, float[2,3] z) {
+        y = ReduceSum(x, a)  z = ReduceSum<noop_with_empty_axes = 1>(x, a) }"""
+    )
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    got = run(proto, {"x": x, "a": np.empty(0, np.int64)}, tmp_path)
+    np.testing.assert_array_equal(got["y"], [[15]])
+    np.testing.assert_array_equal(got["z"], x)
+
+
 OF_NOTHING = {
     "ReduceSum": 0, "ReduceProd": 1, "ReduceL1": 0, "ReduceL2": 0, "ReduceSumSquare": 0,
     "ReduceMax": -np.inf, "ReduceMin": np.inf, "ReduceLogSum": -np.inf, "ReduceLogSumExp": -np.inf,

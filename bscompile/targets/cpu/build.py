@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bscompile.errors import ModelError, TargetError
+from bscompile.errors import ModelError, StorageError, TargetError
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec, TargetContext
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The artifact member that holds the code.
 LIBRARY = "code/model.so"
+
+_ROOM = 32 << 20  # more than the code of any model takes; weights are not part of it
 
 
 def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
@@ -30,19 +34,43 @@ def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
 
     Raises:
         TargetError: no C++ compiler is installed, or it fails.
+        StorageError: there is no room for temporary files.
     """
     linker = find_linker()
     executable = compile_module(lowered.module, context)
-    with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
+    with _temporary_folder() as folder:
         path = Path(folder) / "model.so"
         try:
-            executable.export_library(str(path), cc=linker)
+            executable.export_library(str(path), cc=linker, workspace_dir=folder)
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1:]
             raise TargetError(
                 f"{linker} could not link the model's code: {''.join(last)}"
             ) from error
         return {LIBRARY: path.read_bytes()}
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """A folder with room for object code: LLVM ends the process where it finds none.
+
+    Raises:
+        StorageError: the disk is full, or may not be written.
+    """
+    place = None
+    try:
+        place = tempfile.gettempdir()
+        with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
+            with open(Path(folder) / "room", "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _ROOM)
+            os.unlink(file.name)
+            yield folder
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(
+            f"{place or 'temporary files'}: object code cannot be written, {reason}",
+            f"free {_ROOM >> 20} MB there, or name another folder in TMPDIR",
+        ) from error
 
 
 def compile_module(module: Any, context: TargetContext) -> Any:

@@ -27,6 +27,9 @@ REDUCTIONS = (*_OF_NOTHING, "ReduceMax", "ReduceMin")
 
 def reduction(view: NodeView) -> Any:
     """A reduction whose result TVM's converter would get wrong, None for all others."""
+    axes = view.known(1)
+    if axes is not None and not axes.array.size:
+        view.node.replace_input_with(1, None)  # no axes are as good as none given
     if 0 in (static_shape(view.node.inputs[0]) or ()):
         return _of_nothing(view)
     if view.node.op_type in ("ReduceMax", "ReduceMin"):
