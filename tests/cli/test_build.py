@@ -80,6 +80,21 @@ def test_build_writes_an_artifact_that_verifies(call, source, tmp_path):
     assert json.loads(out)["threads"] == 1
 
 
+def test_build_in_low_precision_says_what_it_costs(call, source, tmp_path):
+    goal = tmp_path / "two.bsc"
+    code, _, err = call("build", source, "-o", goal, "--dtype", "bf16")
+    assert code == 0, err
+    assert "bfloat16" in err
+    code, out, _ = call("verify", goal, source)
+    assert code == 0, out
+    assert "accuracy lost (2 in bfloat16): at most 0." in out
+    code, out, _ = call("inspect", source, "--dtype", "int8", "--json")
+    assert {layer["dtype"] for layer in json.loads(out)["layers"]} == {"int8"}
+    code, _, err = call("build", source, "-o", goal, "--dtype", "fp4")
+    assert code == 2
+    assert "fp4" in err
+
+
 def test_build_json_names_the_file_and_its_hash(call, source, tmp_path):
     goal = tmp_path / "two.bsc"
     code, out, err = call("build", source, "-o", goal, "--json")
