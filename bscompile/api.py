@@ -12,9 +12,9 @@ from bscompile.runtime import tvm_library
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from bscompile.compiler import CompiledModel
+    from bscompile.compiler import CompiledModel, CompileOptions
     from bscompile.tuning.session import Progress
-    from bscompile.tuning.summary import TuningResult
+    from bscompile.tuning.summary import TuningResult, WholeModel
 
 
 def build(
@@ -179,12 +179,35 @@ def tune(
     say("tuning")
     settings = TuneOptions(trials=trials, timeout=timeout, jobs=jobs, runner=runner)
     outcomes = tune_layers(layers, records, settings, watch)
-    result = TuningResult(str(path), tuple(records.damaged), summarise(outcomes))
+    whole = None
+    runs_here = runner is None and isinstance(model, str | Path)
+    if runs_here and (report is not None or any(outcome.tuned_now for outcome in outcomes)):
+        say("timing the whole model beside onnxruntime")
+        whole = _whole_model(Path(model), path, options)
+    layers_found = summarise(outcomes)
+    result = TuningResult(str(path), tuple(records.damaged), layers_found, whole)
     if report is not None and layers:
         from bscompile.report.tuning_page import tuning_page
 
         write_atomically(report, tuning_page(result, layers[0].context.hardware).encode())
     return result
+
+
+def _whole_model(model: Path, database: Path, options: CompileOptions) -> WholeModel:
+    """Build with what was tuned and time the artifact."""
+    import tempfile
+    from dataclasses import replace
+
+    from bscompile.benchmark import bench
+    from bscompile.compiler import compile_model
+    from bscompile.tuning.summary import WholeModel
+
+    compiled = compile_model(model, replace(options, database=database))
+    with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
+        artifact = compiled.save(Path(folder) / "model.bsc")
+        times = bench(artifact, model, lengths=options.dimensions, threads=options.threads)
+    assert times.onnxruntime is not None  # a model was given
+    return WholeModel(times.artifact.median, times.onnxruntime.median)
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -65,8 +65,17 @@ def tuning_page(result: TuningResult, hardware: HardwareSpec) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Tuning report</title><style>{_STYLE}</style></head><body>"
         f"<h1>Tuning report</h1><p>{escape(machine)}. {escape(result.headline)}.</p>"
+        f"{_whole(result)}"
         f"{_overview(result)}{body}</body></html>\n"
     )
+
+
+def _whole(result: TuningResult) -> str:
+    """What became of the model as a whole, and where it loses."""
+    sentences = [] if result.whole is None else [result.whole.verdict]
+    if result.losses:
+        sentences.append(f"no form is as fast as dense for {', '.join(result.losses)}")
+    return "".join(f"<p><strong>{escape(sentence)}.</strong></p>" for sentence in sentences)
 
 
 def _overview(result: TuningResult) -> str:

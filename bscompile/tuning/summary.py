@@ -95,6 +95,29 @@ class LayerSummary:
 
 
 @dataclass(frozen=True)
+class WholeModel:
+    """The whole model as it would now be built, beside ONNX Runtime.
+
+    Attributes:
+        seconds: Median of one call.
+        onnxruntime_seconds: Median of one call there, in turns with ours.
+    """
+
+    seconds: float
+    onnxruntime_seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """For people; a loss is called one."""
+        ratio = self.onnxruntime_seconds / self.seconds
+        times = f"{self.seconds * 1e3:.2f} ms, onnxruntime {self.onnxruntime_seconds * 1e3:.2f} ms"
+        said = (
+            f"{ratio:.2f} times as fast" if ratio >= 1 else f"it LOSES: {ratio:.2f} times as fast"
+        )
+        return f"whole model {times}: {said}"
+
+
+@dataclass(frozen=True)
 class TuningResult:
     """What a tuning of a model brought.
 
@@ -102,11 +125,25 @@ class TuningResult:
         database: Path of the database.
         damaged: A sentence for each of its lines that could not be read.
         layers: One summary for each distinct problem.
+        whole: The whole model beside ONNX Runtime; None where nothing new was found, or the
+            model cannot be run here.
     """
 
     database: str
     damaged: tuple[str, ...]
     layers: tuple[LayerSummary, ...]
+    whole: WholeModel | None = None
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Layers whose best form is not the fastest that was timed beside it."""
+        return tuple(
+            layer.name
+            for layer in self.layers
+            if layer.seconds is not None
+            and layer.dense_seconds is not None
+            and layer.seconds > layer.dense_seconds
+        )
 
     @property
     def headline(self) -> str:
@@ -119,7 +156,14 @@ class TuningResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         layers = [layer.to_dict() for layer in self.layers]
-        return {"database": self.database, "damaged": list(self.damaged), "layers": layers}
+        whole = asdict(self.whole) if self.whole else None
+        return {
+            "database": self.database,
+            "damaged": list(self.damaged),
+            "layers": layers,
+            "whole": whole,
+            "losses": list(self.losses),
+        }
 
 
 def summarise(outcomes: Iterable[LayerOutcome]) -> tuple[LayerSummary, ...]:

@@ -76,6 +76,7 @@ def test_tune_then_build_with_a_warm_database(model, table, run, tmp_path):
     assert "block_sparse 4x4" in out
     assert "2 of 2 distinct layers tuned, 2 of them now" in err
     assert "of roofline" in err
+    assert "whole model" in err
     assert page.read_text().startswith("<!doctype html>")
 
     tuned = db.read_text()

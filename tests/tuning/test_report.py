@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from bscompile.tuning.measurer import Layer, Measurement
 from bscompile.tuning.record import TIMEOUT
 from bscompile.tuning.search import LayerSearch, SearchOptions
 from bscompile.tuning.session import LayerOutcome
-from bscompile.tuning.summary import TuningResult, sparsity_map, summarise
+from bscompile.tuning.summary import TuningResult, WholeModel, sparsity_map, summarise
 from tests.tuning.conftest import TableMeasurer, block_sparse, kronecker, layer_of
 
 
@@ -93,6 +94,21 @@ def test_the_plots_are_well_formed_and_marked(result, hardware):
     assert "no candidate" in page.lower()
     circles = re.findall(r'c[xy]="([-\d.]+)"', page)
     assert all(0 <= float(value) <= 560 for value in circles)
+
+
+@pytest.mark.parametrize(
+    ("peer", "said"), [(4e-3, "2.00 times as fast"), (1e-3, "it LOSES: 0.50 times as fast")]
+)
+def test_the_whole_model_and_its_losses_are_told(result, hardware, peer, said):
+    slow = dataclasses.replace(result.layers[0], seconds=2.0, dense_seconds=1.0)
+    whole = WholeModel(2e-3, peer)
+    found = dataclasses.replace(result, layers=(slow, *result.layers[1:]), whole=whole)
+    page = tuning_page(found, hardware)
+    assert said in page
+    assert "no form is as fast as dense for encoder.&lt;b&gt;&amp;fc1" in page
+    assert found.to_dict()["whole"] == {"seconds": 2e-3, "onnxruntime_seconds": peer}
+    assert found.to_dict()["losses"] == ["encoder.<b>&fc1"]
+    assert result.losses == ()
 
 
 def test_a_page_without_layers(hardware):
