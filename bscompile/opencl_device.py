@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -44,6 +45,15 @@ class Limits:
     vector_floats: int
     is_cpu: bool
     extensions: frozenset[str]
+
+
+#: What OpenCL lets devices leave out: dtype -> the extension that says it is there.
+EXTENSIONS = {"float16": "cl_khr_fp16", "float64": "cl_khr_fp64"}
+
+
+def lacking(dtypes: Iterable[str], extensions: Collection[str]) -> str:
+    """The first dtype that a device with these extensions lacks; empty when it has them all."""
+    return next((d for d in dtypes if EXTENSIONS.get(d, "") not in {"", *extensions}), "")
 
 
 def load() -> Any:

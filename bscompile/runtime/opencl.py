@@ -90,9 +90,11 @@ class OpenCL(Executor):
 
     def _check_fits(self, features: Sequence[str], launches: Launches) -> None:
         here = self._limits
-        if "float16" in features and "cl_khr_fp16" not in here.extensions:
+        used = [*features, *(buffer.dtype for buffer in self._program.buffers)]
+        if dtype := opencl_device.lacking(used, here.extensions):
+            extension = opencl_device.EXTENSIONS[dtype]
             raise ArtifactError(
-                f"built for OpenCL devices with half precision, {here.name} has no cl_khr_fp16",
+                f"its code uses {dtype}, {here.name} has no {extension}",
                 "build the model on this machine",
             )
         for several in launches.kernels.values():

@@ -112,7 +112,10 @@ def _launch(entry: str, func: Any, parameters: list[str]) -> Launch:
         x, y, z = (extents.get(f"{tag}.{axis}", 1) for axis in "xyz")
         return x, y, z
 
-    arguments = tuple(parameters.index(p.name.removesuffix(_SUFFIX)) for p in func.params)
+    names = [p.name.removesuffix(_SUFFIX) for p in func.params]
+    if unknown := next((name for name in names if name not in parameters), None):
+        raise ModelError(f"kernel {entry}: it needs {unknown}, which is only known when it runs")
+    arguments = tuple(map(parameters.index, names))
     return Launch(entry, arguments, sizes("blockIdx"), sizes("threadIdx"), shared_bytes(func))
 
 

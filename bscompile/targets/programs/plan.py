@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bscompile.targets.base import TargetContext
     from bscompile.targets.lowering import Lowered
 
+Pass = Callable[[tvm.IRModule], tvm.IRModule]
 Legalizer = Callable[[relax.BlockBuilder, Any], Any]
 
 _T = relax.transform
@@ -42,12 +43,12 @@ class Rules:
 
     schedule: Callable[[Any], Any]
     legalize: Mapping[str, Legalizer] = field(default_factory=dict)
-    graph: Sequence[Any] = ()
-    loops: Sequence[Any] = ()
-    scheduled: Sequence[Any] = ()
+    graph: Sequence[Pass] = ()
+    loops: Sequence[Pass] = ()
+    scheduled: Sequence[Pass] = ()
 
 
-def passes(rules: Rules, target: str) -> list[Any]:
+def passes(rules: Rules, target: str) -> list[Pass]:
     """Every pass from the lowered module to calls on planned memory, in order."""
     return [
         _T.DecomposeOpsForInference(),
@@ -122,13 +123,17 @@ def _check_fixed(lowered: Lowered, target: str) -> None:
         )
 
 
-def _scheduling(schedule: Callable[[Any], Any], target: str) -> Any:
-    def run(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+def _scheduling(schedule: Callable[[Any], Any], target: str) -> Pass:
+    """The scheduling of every function; no pass of TVM's, which would lose the kind of an error."""
+
+    def run(module: tvm.IRModule) -> tvm.IRModule:
         for name, func in list(module.functions_items()):
             if isinstance(func, tirx.PrimFunc) and not func.attrs.get("tirx.is_scheduled"):
                 if library := _LIBRARY.search(func.script()):
                     raise refusal(target, f"the library function {library[1]}")
-                module[name] = schedule(func).with_attr("tirx.is_scheduled", True)
+                scheduled = schedule(func.with_attr("global_symbol", name.name_hint))
+                scheduled = scheduled.without_attr("global_symbol")
+                module[name] = scheduled.with_attr("tirx.is_scheduled", True)
         return module
 
-    return tvm.transform.module_pass(run, opt_level=0, name="bscompile.Schedule")
+    return run

@@ -14,5 +14,5 @@ def refusal(target: str, what: str) -> ModelError:
     """
     return ModelError(
         f"target {target} runs kernels of fixed shapes only, and this model needs {what}",
-        "build for the target cpu, or give every open dimension with --dim NAME=N",
+        "build for the target cpu",
     )

@@ -54,6 +54,10 @@ def test_models_equal_onnxruntime(name, weights, variant, tmp_path):
             feeds = {key: value[::-1] for key, value in feeds.items()}
 
 
+SCATTER = """float[4, 9] y) <int64[1, 1] i = {0}, float[1, 1] u = {1}>
+    { y = ScatterElements(x, i, u) }"""
+
+
 @pytest.fixture(scope="module")
 def small():
     compiled = bscompile.build(SMALL, target="opencl")
@@ -109,7 +113,7 @@ def test_code_for_half_precision_is_refused_where_there_is_none(small, monkeypat
     here = dataclasses.replace(opencl_device.limits(), extensions=frozenset())
     monkeypatch.setattr(opencl_device, "limits", lambda: here)
     manifest = dataclasses.replace(small.manifest, features=("float16",))
-    with pytest.raises(ArtifactError, match="no cl_khr_fp16"):
+    with pytest.raises(ArtifactError, match=r"uses float16, .* has no cl_khr_fp16"):
         OpenCL(dataclasses.replace(small, manifest=manifest), 1)
 
 
@@ -125,6 +129,26 @@ def test_code_for_half_precision_is_refused_where_there_is_none(small, monkeypat
 def test_broken_code_is_refused_in_one_line(small, name, old, new, error, message):
     with pytest.raises(error, match=message) as caught:
         OpenCL(changed(small, name, old, new), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dtype_that_devices_may_lack_is_refused():
+    proto = model("g (float16[4, 9] half) => (float16[4, 9] y) { y = Relu(half) }")
+    with pytest.raises(TargetError, match="half is float16, and some OpenCL device has no"):
+        bscompile.build(proto, target="opencl:any")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("float[4, 2] y, int64[4, 2] i) <int64[1] k = {2}> { y, i = TopK(x, k) }", "operator topk"),
+        (SCATTER, "function scatter_elements"),
+    ],
+)
+def test_operators_without_code_for_threads_are_named(text, what):
+    proto = model(f"g (float[4, 9] x) => ({text}")
+    with pytest.raises(ModelError, match=what) as caught:
+        bscompile.build(proto, target="opencl")
     assert "\n" not in str(caught.value)
 
 

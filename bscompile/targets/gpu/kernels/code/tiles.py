@@ -9,7 +9,7 @@ fetched once by all threads, then every thread multiplies ``rows`` x ``outputs``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
@@ -128,24 +128,31 @@ def _fetch(
 ) -> None:
     """Bring a slice of x and of the weights into shared memory; zeros beyond its end."""
     zero = T.float32(0)
-    for step in range(-(-tile.tall * tile.depth // tile.threads)):
-        at = T.bind(thread + step * tile.threads)
-        with where(_part(at, step, tile.tall * tile.depth, tile.threads)):
-            r, d = at // tile.depth, at % tile.depth
-            row = T.min(first_row + r, panels.m - 1)
-            value = T.if_then_else(begin + d < last, panels.x(row, begin + d), zero)
-            T.buffer_store(xs, value, [r, d])
-    for step in range(-(-tile.depth * tile.width // tile.threads)):
-        at = T.bind(thread + step * tile.threads)
-        with where(_part(at, step, tile.depth * tile.width, tile.threads)):
-            d, o = at // tile.width, at % tile.width
-            value = T.if_then_else(begin + d < last, panels.w(panel, begin + d, o, 1), zero)
-            T.buffer_store(ws, value, [d, o])
+    for at in _shares(thread, tile.tall * tile.depth, tile.threads):
+        r, d = at // tile.depth, at % tile.depth
+        row = T.min(first_row + r, panels.m - 1)
+        value = T.if_then_else(begin + d < last, panels.x(row, begin + d), zero)
+        T.buffer_store(xs, value, [r, d])
+    for at in _shares(thread, tile.depth * tile.width, tile.threads):
+        d, o = at // tile.width, at % tile.width
+        value = T.if_then_else(begin + d < last, panels.w(panel, begin + d, o, 1), zero)
+        T.buffer_store(ws, value, [d, o])
 
 
-def _part(at: Expr, step: int, size: int, count: int) -> Expr | None:
-    """The test that only the last, partial step of a fetch needs."""
-    return at < size if (step + 1) * count > size else None
+def _shares(thread: Expr, size: int, count: int) -> Iterator[Expr]:
+    """What one of ``count`` threads takes of ``size`` numbers.
+
+    A loop and, where they do not divide, a rest: written out, a tall tile makes a shader that
+    drivers compile for minutes.
+    """
+    whole = size // count
+    if whole:
+        with T.serial(0, whole) as step, opaque():
+            yield T.bind(thread + step * count)
+    if size % count:
+        at = T.bind(thread + whole * count)
+        with where(at < size):
+            yield at
 
 
 def _multiply(
