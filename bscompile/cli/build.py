@@ -8,6 +8,7 @@ import click
 
 from bscompile.cli.plan import Plan, plan_options
 from bscompile.cli.talk import Talk, talk_options
+from bscompile.cli.time_left import BUILD_SHARES
 from bscompile.errors import UsageError
 
 
@@ -55,7 +56,7 @@ def command(
     _check_files(model, goal)
     from bscompile.api import build, tune
 
-    with talk.phases() as progress:
+    with talk.phases(BUILD_SHARES) as progress:
         if tune_first:
             if key is not None:
                 raise UsageError("--tune measures on this machine", "use bscompile tune --rpc")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bscompile.cli.time_left import TimeLeft, spelled
 from bscompile.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,32 +48,46 @@ class Talk:
         sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     @contextmanager
-    def phases(self) -> Iterator[Callable[[str], None]]:
+    def phases(self, shares: Mapping[str, float] | None = None) -> Iterator[Callable[[str], None]]:
         """A function to call at the start of each phase.
 
-        On a terminal one line shows the phase and its time; elsewhere, and with -v, each phase
+        On a terminal one line shows the phase, the time since the beginning and, where the usual
+        shares of the phases are given, about how much is left; elsewhere, and with -v, each phase
         that took long enough to notice leaves a line.
         """
         if self.level < 0:
             yield lambda line: None
         elif self.level == 0 and sys.stderr.isatty():
-            with self._spinner() as start:
+            with self._spinner(TimeLeft(shares or {})) as start:
                 yield start
         else:
             with self._log() as start:
                 yield start
 
     @contextmanager
-    def _spinner(self) -> Iterator[Callable[[str], None]]:
+    def _spinner(self, time_left: TimeLeft) -> Iterator[Callable[[str], None]]:
         from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            Progress,
+            ProgressColumn,
+            SpinnerColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+        from rich.text import Text
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        class Left(ProgressColumn):
+            def render(self, _task: Task) -> Text:
+                return Text(spelled(time_left.left()))
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), Left())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("starting", total=None)
 
             def start(line: str) -> None:
-                progress.reset(task, description=line)
+                time_left.start(line)
+                progress.update(task, description=line)
 
             yield start
 
