@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 
 from bscompile.errors import TargetError
@@ -42,13 +44,27 @@ def load() -> Any:
     return wgpu
 
 
+@cache
+def _without_opengl() -> None:
+    """Keep wgpu from opening OpenGL, once and before it opens anything.
+
+    OpenGL has no compute that would do here, and opening it puts the symbols of its driver's LLVM
+    in front of those of every library that is loaded later, which crashes Triton.
+    """
+    from wgpu.backends.wgpu_native import extras
+
+    with suppress(RuntimeError):  # somebody has used wgpu in this process before
+        extras.set_instance_extras(backends=["Primary"])
+
+
 def find() -> Any:
-    """The adapter to use; WGPUPY_WGPU_ADAPTER_NAME and WGPU_BACKEND_TYPE choose among several.
+    """The adapter to use; WGPUPY_WGPU_ADAPTER_NAME chooses among several.
 
     Raises:
         TargetError: wgpu is not installed, or there is no adapter.
     """
     wgpu = load()
+    _without_opengl()
     try:
         return wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except (RuntimeError, ValueError) as error:

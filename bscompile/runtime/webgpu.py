@@ -15,7 +15,7 @@ from bscompile.launches import MEMBER as LAUNCHES
 from bscompile.launches import Launches
 from bscompile.program import MEMBER as PROGRAM
 from bscompile.program import Buffer, Program
-from bscompile.runtime.executor import Executor
+from bscompile.runtime.executor import Executor, RefusedError
 from bscompile.runtime.webgpu_device import Device, workgroups
 from bscompile.shaders import MEMBER as KERNELS
 from bscompile.shaders import split_shaders
@@ -75,11 +75,11 @@ class WebGPU(Executor):
                     )
             self._device.submit(encoder)
             content = np.frombuffer(self._device.read(self._readback), np.uint8)
-        return [
-            content[start : start + buffer.bytes].view(buffer.dtype).reshape(buffer.shape)
-            .astype(spec.dtype)
-            for (buffer, start), spec in zip(self._spans, self._manifest.outputs, strict=True)
-        ]  # fmt: skip
+        results = []
+        for (buffer, start), spec in zip(self._spans, self._manifest.outputs, strict=True):
+            raw = content[start : start + buffer.bytes].view(buffer.dtype)
+            results.append(raw.reshape(buffer.shape).astype(spec.dtype))
+        return results
 
     def profile(self, inputs: Sequence[Array], repeats: int) -> list[tuple[str, float]]:
         """Time every launch by the device's own clock, each in a pass of its own."""
@@ -99,8 +99,12 @@ class WebGPU(Executor):
         self._device.close()
 
     def _write_inputs(self, inputs: Sequence[Array]) -> None:
-        for storage, array in zip(self._program.indices("input"), inputs, strict=True):
-            self._device.write(self._memory[storage], array.astype(self._dtype(storage)))
+        storages, specs = self._program.indices("input"), self._manifest.inputs
+        for storage, array, spec in zip(storages, inputs, specs, strict=True):
+            held = array.astype(self._dtype(storage), copy=False)
+            if array.dtype.kind in "iu" and not np.array_equal(held, array):
+                raise RefusedError(f"a number of {spec.name} needs more than 32 bits")
+            self._device.write(self._memory[storage], held)
 
     def _load_params(self, weights: Mapping[str, Array]) -> None:
         storages, params = self._program.indices("param"), self._manifest.params

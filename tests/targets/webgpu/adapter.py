@@ -5,17 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile import webgpu_device
-from bscompile.errors import TargetError
 from tests.targets.numeric_suite import Adapter
-
-
-def missing_adapter():
-    """Why WebGPU code cannot be run here; empty when it can."""
-    try:
-        webgpu_device.find()
-    except TargetError as error:
-        return str(error)
-    return ""
+from tests.targets.webgpu.stacks import missing_adapter
 
 
 class WebGPUAdapter(Adapter):

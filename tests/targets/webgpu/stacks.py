@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from bscompile import webgpu_device
+from bscompile.errors import TargetError
 
 _SCRIPT = Path(__file__).with_name("run_model.mjs")
 _PACKAGES = Path(sys.prefix) / "node"
@@ -36,22 +38,18 @@ for (const what of ["answered", "failed"])
 </script>"""
 
 
-@cache
-def _why_no_wgpu():
+def missing_adapter():
+    """Why WebGPU code cannot be run here by wgpu; empty when it can."""
     try:
-        import wgpu
-    except ImportError:
-        return "wgpu is not installed: pip install 'bscompile[webgpu]'"
-    try:
-        wgpu.gpu.request_adapter_sync()
-    except RuntimeError:
-        return "wgpu finds no adapter: apt-get install mesa-vulkan-drivers"
+        webgpu_device.find()
+    except TargetError as error:
+        return str(error)
     return ""
 
 
 def need_wgpu():
     """Skip where wgpu-py has no device."""
-    if reason := _why_no_wgpu():
+    if reason := missing_adapter():
         pytest.skip(reason)
 
 

@@ -99,7 +99,10 @@ export class Model {
       check(given !== undefined, `input ${name} is missing; the model takes ${wanted}`);
       check(given.length === count(shape), `input ${name}: ${wanted} is ${count(shape)} numbers, got ${given.length}`);
       const held = this.#program.buffers.find((buffer) => buffer.storage === storage).dtype;
-      return convert(given, dtype === "float16" ? "float32" : dtype, held);
+      const array = convert(given, dtype === "float16" ? "float32" : dtype, held);
+      const wide = dtype === "int64" ? array.findIndex((value, at) => value !== Number(given[at])) : -1;
+      check(wide < 0, `input ${name}: ${given[wide]} needs more than 32 bits`);
+      return array;
     });
   }
 

@@ -65,11 +65,10 @@ export function parseJson(name, bytes) {
 }
 
 async function sha256(bytes) {
-  check(
-    globalThis.crypto?.subtle,
-    "this page cannot hash files: open it over https or from localhost, as WebGPU needs too",
-  );
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  // Node 18 has no global crypto; a page that is not secure has none either.
+  const { subtle } = globalThis.crypto ?? (globalThis.process ? (await import("node:crypto")).webcrypto : {});
+  check(subtle, "this page cannot hash files: open it over https or from localhost, as WebGPU needs too");
+  const digest = new Uint8Array(await subtle.digest("SHA-256", bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
