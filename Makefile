@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -c constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,tune,opencl,cross,dev]' -c constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,tune,opencl,webgpu,cross,dev]' -c constraints.txt
 	touch $@
 
 demo: $(STAMP)
