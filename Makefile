@@ -2,32 +2,39 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
+# What only the tests of further targets and the linters need; some of it is large.
+TESTED := $(VENV)/.installed-for-tests
 # The CPU build of torch; a plain "torch" would pull gigabytes of GPU libraries.
 TORCH := torch==2.13.0
 
 .PHONY: demo test test-fast lint bench clean
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -c constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[train,tune,opencl,webgpu,cross,dev]' -c constraints.txt
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[train,tune]'
+	touch $@
+
+$(TESTED): $(STAMP)
+	$(PIP) -e '.[train,tune,opencl,webgpu,cross,dev]'
 	touch $@
 
 demo: $(STAMP)
 	$(BIN)/python -m bscompile.demo
 
-test: $(STAMP) lint
+test: $(TESTED) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-fast: $(STAMP)
+test-fast: $(TESTED)
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(STAMP)
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(TESTED)
 	$(BIN)/python -m benchmarks
 
 clean:
