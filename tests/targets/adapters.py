@@ -7,6 +7,7 @@ import importlib
 #: Module -> the adapters that it holds as ADAPTERS.
 MODULES = (
     "tests.targets.cpu_adapter",
+    "tests.targets.cuda.adapter",
     "tests.targets.opencl.adapter",
     "tests.targets.static_adapter",
     "tests.targets.systolic.adapter",

@@ -78,9 +78,13 @@ class CudaAdapter(Adapter):
         return ""
 
     def run(self, calls):
-        functions = {f"kernel{i}": call.kernel.prim_func for i, call in enumerate(calls)}
+        from tvm_ffi import structural_hash
+
+        # Kernels of equal code, such as those of a changed weight, are compiled once.
+        names = [f"kernel{structural_hash(call.kernel.prim_func) & (2**64 - 1)}" for call in calls]
+        functions = {name: call.kernel.prim_func for name, call in zip(names, calls, strict=True)}
         module = compile_module(functions, self.context.hardware)
-        return [run(module[name], call) for name, call in zip(functions, calls, strict=True)]
+        return [run(module[name], call) for name, call in zip(names, calls, strict=True)]
 
     def reference(self, template, op, x, tensors):
         if template.endswith("tensor_cores"):  # they take both sides in the dtype of W

@@ -2,6 +2,7 @@
 // Every group operation is a meeting: the last thread to come does the work for all. When no
 // thread can go on the block is dead-locked, and the process says so and stops.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -14,7 +15,9 @@
 namespace emu {
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf place;       // where it goes on: switching contexts would ask the kernel every time
+  bool begun = false;
   dim3 thread;
   int index = 0;
   bool done = false;
@@ -32,7 +35,7 @@ constexpr uint32_t kSharedBase = 0x400;
 
 inline std::vector<Fiber> fibers;
 inline Fiber* current;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline dim3 block_index, block_size, grid_size;
 inline uint64_t progress;  // rises with everything that may let another thread go on
 alignas(1024) inline unsigned char shared_memory[kShared];
@@ -45,7 +48,18 @@ inline Meeting warps[32], barriers[16];
   std::_Exit(86);
 }
 
-inline void yield() { swapcontext(&current->context, &scheduler); }
+inline void yield() {
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+
+// Let a fiber run until it yields or ends.
+inline void resume(Fiber& fiber) {
+  current = &fiber;
+  if (_setjmp(scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  setcontext(&fiber.context);
+}
 inline int lane() { return current->index % 32; }
 inline int warp() { return current->index / 32; }
 
@@ -101,7 +115,7 @@ inline void start() {
   kernel(arguments);
   current->done = true;
   progress++;
-  swapcontext(&current->context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
 void forget_copies(size_t threads);  // asynchronous copies of the block before
@@ -114,7 +128,7 @@ inline void run_block(std::vector<char>& stacks, size_t threads) {
     Fiber& fiber = fibers[i];
     unsigned index = static_cast<unsigned>(i);
     fiber.index = static_cast<int>(i);
-    fiber.done = false;
+    fiber.done = fiber.begun = false;
     fiber.thread = {index % block_size.x, index / block_size.x % block_size.y,
                     index / (block_size.x * block_size.y)};
     getcontext(&fiber.context);
@@ -129,8 +143,7 @@ inline void run_block(std::vector<char>& stacks, size_t threads) {
     for (auto& fiber : fibers) {
       if (fiber.done) continue;
       waiting = true;
-      current = &fiber;
-      swapcontext(&scheduler, &fiber.context);
+      resume(fiber);
     }
     if (!waiting) return;
     if (before == progress) fail("deadlock: every thread waits");

@@ -1,0 +1,9 @@
+"""Kernels of the cuda target against cuBLAS, torch and Triton on one NVIDIA GPU.
+
+    python -m benchmarks.gpu build      where the compiler is; needs no GPU; writes build/gpu
+    python -m benchmarks.gpu run        where the GPU is; needs torch, tvm_ffi, build/gpu
+    python -m benchmarks.gpu dry-run    all of it on small shapes and the emulated device
+
+The machine with the GPU needs no compiler and no tvm package: ``build`` puts the two runtime
+libraries beside the kernels.
+"""

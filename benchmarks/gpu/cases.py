@@ -1,0 +1,55 @@
+"""What is measured: shapes, blocks, densities, rows of x; and the pattern of each case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = {"bert": (3072, 768), "llama": (11008, 4096), "llama3": (14336, 4096)}
+BLOCKS = (16, 32, 64, 128)
+TRAINED = (4, 8)  # small trained blocks, merged into tensor-core tiles
+DENSITIES = (0.05, 0.1, 0.2, 0.5)
+ROWS = (1, 4, 16, 64, 256, 1024, 4096, 8192)
+DTYPE = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One weight.
+
+    Attributes:
+        shape: Name in SHAPES, or a name of its own.
+        n: Outputs.
+        k: Inputs.
+        block: Side of the trained block.
+        density: Share of live blocks.
+    """
+
+    shape: str
+    n: int
+    k: int
+    block: int
+    density: float
+
+    @property
+    def name(self) -> str:
+        """Also the name of its file of places."""
+        return f"{self.shape}-b{self.block}-d{round(self.density * 100)}"
+
+    def mask(self) -> np.ndarray:
+        """Bool [n / block, k / block]: the same on every machine."""
+        rng = np.random.default_rng(self.n + self.k + self.block + round(1000 * self.density))
+        return rng.random((self.n // self.block, self.k // self.block)) < self.density
+
+
+def all_cases(small: bool) -> list[Case]:
+    """Every case; a few small ones for a dry run."""
+    if small:
+        return [Case("small", 128, 128, 16, 0.3), Case("small", 128, 128, 8, 0.2)]
+    return [
+        Case(shape, n, k, block, density)
+        for shape, (n, k) in SHAPES.items()
+        for block in (*BLOCKS, *TRAINED)
+        for density in (DENSITIES if block in BLOCKS else (0.1,))
+    ]
