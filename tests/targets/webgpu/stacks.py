@@ -28,13 +28,25 @@ _PACKAGES = Path(sys.prefix) / "node"
 _SOFTWARE_DRIVER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
 _PATIENCE_SECONDS = 90
 
-#: Put into the page as it is served: hands on what the page tells scripts.
+#: Put into the page as it is served: hands on what the page tells scripts, or acts on it first.
 _LISTENER = """<script>
+const steps = [%s];
 for (const what of ["answered", "failed"])
-  document.addEventListener(`bscompile:${what}`, ({detail}) => fetch("/told", {
-    method: "POST",
-    body: JSON.stringify({what, ...detail, text: document.body.innerText}),
-  }));
+  document.addEventListener(`bscompile:${what}`, ({detail}) => {
+    const step = what === "answered" && steps.shift();
+    if (step) step();
+    else fetch("/told", {
+      method: "POST",
+      body: JSON.stringify({what, ...detail, text: document.body.innerText}),
+    });
+  });
+function choose(file, at) {
+  const input = document.querySelectorAll("input[type=file]")[at];
+  const transfer = new DataTransfer();
+  transfer.items.add(file);
+  input.files = transfer.files;
+  input.dispatchEvent(new Event("change"));
+}
 </script>"""
 
 
@@ -92,10 +104,17 @@ def need_chromium():
     return browser
 
 
-def open_in_chromium(folder):
-    """What the page of an exported folder tells: {what: answered or failed, ...}."""
+def open_in_chromium(folder, *steps):
+    """What the page of an exported folder tells: {what: answered or failed, ...}.
+
+    Each step is a JavaScript function that is called instead when the page has answered, and
+    makes it answer again.
+    """
     browser = need_chromium()
-    with _served(folder) as (address, told), tempfile.TemporaryDirectory() as profile:
+    with (
+        _served(folder, _LISTENER % ", ".join(steps)) as (address, told),
+        tempfile.TemporaryDirectory() as profile,
+    ):
         process = subprocess.Popen(
             [
                 browser,
@@ -123,7 +142,7 @@ class _Told:
 
 
 @contextlib.contextmanager
-def _served(folder):
+def _served(folder, script):
     told = _Told()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -134,14 +153,15 @@ def _served(folder):
             if self.path != "/":
                 super().do_GET()
                 return
-            page = Path(folder, "index.html").read_text().replace("</head>", f"{_LISTENER}</head>")
+            page = Path(folder, "index.html").read_text().replace("</head>", f"{script}</head>")
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.end_headers()
             self.wfile.write(page.encode())
 
         def do_POST(self):
-            told.what = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            told.what = told.what or said  # the first word counts
             self.send_response(204)
             self.end_headers()
             told.ready.set()

@@ -33,3 +33,31 @@ def test_the_page_says_which_file_was_changed(folder):
     assert told["what"] == "failed"
     assert "weights.safetensors: its content was changed" in told["message"]
     assert told["message"] in told["text"]
+
+
+def _choose(path):
+    """A step that picks a file for the second input, x, and runs."""
+    content = list(path.read_bytes())
+    return f"""async () => {{
+        choose(new File([new Uint8Array({content})], "{path.name}"), 1);
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        document.getElementById("run").click();
+    }}"""
+
+
+def test_a_file_of_the_users_own_is_answered(folder, tmp_path):
+    x = np.array([[0.5, -1, 2], [3, 4, -5]], np.float32)
+    np.save(tmp_path / "mine.npy", x)
+    told = open_in_chromium(folder, _choose(tmp_path / "mine.npy"))
+    assert told["what"] == "answered", told
+    wanted = expected(some_inputs() | {"x": x})["y"]
+    np.testing.assert_array_equal(told["outputs"]["y"], wanted.reshape(-1))
+    assert "mine.npy" in told["text"]
+
+
+def test_a_file_of_another_shape_is_refused(folder, tmp_path):
+    np.save(tmp_path / "mine.npy", np.zeros((3, 3), np.float32))
+    told = open_in_chromium(folder, _choose(tmp_path / "mine.npy"))
+    assert told["what"] == "failed"
+    wanted = "mine.npy: input x takes float32[2, 3], the file holds float32[3, 3]"
+    assert told["message"] == wanted

@@ -70,7 +70,7 @@ export class InputField {
   #number(what) {
     const input = Object.assign(document.createElement("input"), { value: what === "mean" ? "0" : "1", className: "short" });
     this.#scaling[what] = () => input.value.split(",").map(Number);
-    const label = Object.assign(document.createElement("label"), { textContent: `${what} ` });
+    const label = Object.assign(document.createElement("label"), { textContent: `pixel ${what} ` });
     label.append(input);
     return label;
   }

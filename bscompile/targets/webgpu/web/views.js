@@ -27,7 +27,7 @@ export function outputView(name, result, expected, settings) {
     element.append(
       paragraph(
         `largest difference to ${settings.expected_by} on this sample: ` +
-          `${difference.toExponential(1)}, of values up to ${scale.toPrecision(3)}`,
+          `${difference ? difference.toExponential(1) : 0}, of values up to ${scale.toPrecision(3)}`,
       ),
     );
   }
