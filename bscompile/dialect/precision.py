@@ -83,6 +83,14 @@ def precision_of(weight: Weight) -> np.dtype[Any]:
     return weight.values.dtype if isinstance(weight, BlockSparseMatrix) else weight.dtype
 
 
+def largest(weight: Weight) -> float:
+    """The largest number that is stored of a weight."""
+    if isinstance(weight, KroneckerSum):
+        return max(largest(weight.a), largest(weight.b))
+    numbers = weight.values if isinstance(weight, BlockSparseMatrix) else weight
+    return float(np.abs(numbers).max(initial=0))
+
+
 def kernel_weight(op: LinearOp) -> Weight:
     """The weight as kernel templates are given it: int8 numbers with what they stand for."""
     if op.quantization is None:

@@ -25,7 +25,7 @@ from bscompile.dialect import (
     read_node,
     tensor_inputs,
 )
-from bscompile.dialect.precision import PRECISIONS, in_precision
+from bscompile.dialect.precision import PRECISIONS, in_precision, largest
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import GraphPass
 from bscompile.passes.graph import replace
@@ -67,6 +67,8 @@ class Choice(Protocol):
         """Whether the times were measured, not expected."""
 
 
+_LARGEST_FLOAT16 = 65504.0
+
 #: (layer, rows of x or None when symbolic, what to multiply in) -> what to run.
 Planner = Callable[[LinearOp, int | None, "np.dtype[Any]"], Choice]
 
@@ -85,11 +87,12 @@ class ChooseForm(GraphPass):
             if not is_dialect(node):
                 continue
             op, rows = read_node(node), _rows(node)
+            precision = self._precision_for(op)
             key = (_digest(op.weight), rows, op.epilogue, op.conv)
             if key not in plans:
-                plans[key] = self._plan(op, rows, self._precision_for(op))
+                plans[key] = self._plan(op, rows, precision)
             choice = plans[key]
-            self._apply(model.graph, node, op, choice)
+            self._apply(model.graph, node, op, choice, precision)
             self.applied_to(op.name, choice.reason)
         return bool(self.applied)
 
@@ -102,11 +105,22 @@ class ChooseForm(GraphPass):
         if op.quantization is not None:
             return PRECISIONS["int8"]
         if self._precision == np.int8 and op.conv is not None:
+            self.refused_for(op.name, "a convolution stays in float32")
+            return PRECISIONS["float32"]
+        if self._precision == np.float16 and largest(op.weight) > _LARGEST_FLOAT16:
+            self.refused_for(op.name, f"weights up to {largest(op.weight):.3g} overflow float16")
             return PRECISIONS["float32"]
         return self._precision
 
-    def _apply(self, graph: ir.Graph, node: ir.Node, op: LinearOp, choice: Choice) -> None:
-        chosen = in_precision(op.with_weight(choice.weight), self._precision_for(op))
+    def _apply(
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        op: LinearOp,
+        choice: Choice,
+        precision: np.dtype[Any],
+    ) -> None:
+        chosen = in_precision(op.with_weight(choice.weight), precision)
         if chosen.weight is not op.weight:
             found = node.metadata_props.get(FOUND_KEY)
             x = node.inputs[0]

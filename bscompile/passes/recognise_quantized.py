@@ -56,7 +56,7 @@ class RecogniseQuantized(GraphPass):
         before = len(self.applied)
         for node in list(model.graph):
             reason: str | None = None
-            if is_op(node, "MatMul", "Gemm") and all(_dequantize(v) for v in node.inputs[:2]):
+            if is_op(node, "MatMul", "Gemm") and _reads_quantized_weight(node):
                 reason = self._static(model.graph, node)
             elif is_op(node, "MatMulInteger"):
                 reason = self._dynamic(model.graph, node)
@@ -139,6 +139,12 @@ class RecogniseQuantized(GraphPass):
         made.metadata_props[FOUND_KEY] = pattern.to_json()
         replace(graph, old, [made])
         self.applied_to(name, f"int8 weight, x quantised {ends.activation}: {pattern.reason}")
+
+
+def _reads_quantized_weight(node: ir.Node) -> bool:
+    """Whether both operands are dequantised, and the second from a constant."""
+    left, right = (_dequantize(value) for value in node.inputs[:2])
+    return left is not None and right is not None and constant(right.inputs[0]) is not None
 
 
 def _dequantize(value: ir.Value | None) -> ir.Node | None:

@@ -58,15 +58,16 @@ def plan(op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetConte
         TargetError: the target has no kernel for the dtype.
     """
     problem = problem_of(op, m, dtype, context.typical_rows)
-    dense = _price(_dense(op, problem), context)
+    templates = templates_for(op, problem, context)
+    dense = _price(_dense(op, problem), templates, context)
     if dense is None:
         raise TargetError(
             f"{op.name}: target {context.target.name} has no kernel for {dtype.name}",
-            "convert the model to float32",
+            "build with --dtype float32",
         )
     priced = [dense]
     for candidate in _sparse_candidates(op, problem):
-        if (entry := _price(candidate, context)) is not None:
+        if (entry := _price(candidate, templates, context)) is not None:
             priced.append(entry)
     priced.sort(key=lambda entry: entry.seconds)
     chosen = dense if priced[0].seconds > _MARGIN * dense.seconds else priced[0]
@@ -92,10 +93,34 @@ def candidates(op: LinearOp, problem: Problem) -> Iterator[Candidate]:
     yield from _sparse_candidates(op, problem)
 
 
-def _price(candidate: Candidate, context: TargetContext) -> _Priced | None:
+def templates_for(
+    op: LinearOp, problem: Problem, context: TargetContext
+) -> tuple[KernelTemplate, ...]:
+    """The target's templates that should run a layer.
+
+    A convolution's windows take longer to write out than most sparse kernels to read, so where
+    some template reads images itself, no other is considered.
+
+    Args:
+        op: The layer.
+        problem: What it poses.
+        context: The target.
+    """
+    templates = context.target.templates
+    if op.conv is None or op.conv.is_pointwise:
+        return templates
+    direct = tuple(template for template in templates if template.reads_images)
+    dense = _dense(op, problem).problem
+    serves = any(template.space(dense, context.hardware) for template in direct)
+    return direct if serves else templates
+
+
+def _price(
+    candidate: Candidate, templates: tuple[KernelTemplate, ...], context: TargetContext
+) -> _Priced | None:
     """The candidate's best template and configuration; None when no template takes it."""
     best: _Priced | None = None
-    for template in context.target.templates:
+    for template in templates:
         space = template.space(candidate.problem, context.hardware)
         if space:
             cost = template.cost(candidate.problem, space[0], context.hardware)

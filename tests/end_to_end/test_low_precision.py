@@ -11,6 +11,8 @@ from bscompile.api import build
 from bscompile.errors import UsageError
 from bscompile.report.tables import form
 from bscompile.verification import verify
+from tests.end_to_end.families import FAMILIES, export, with_weights
+from tests.end_to_end.families import WEIGHTS as SPARSE
 from tests.passes.helpers import blocky, dense, model_from, run_ort
 
 WEIGHTS = {
@@ -97,7 +99,7 @@ def test_features_follow_the_precision(model):
         assert more <= {wanted, "amx_tile", "amx_bf16", "amx_int8"}
 
 
-def quantized(model, path, how, **options):
+def quantized(model, path, how, feeds=None, **options):
     import onnxruntime.quantization as oq
 
     class Samples(oq.CalibrationDataReader):
@@ -105,7 +107,9 @@ def quantized(model, path, how, **options):
 
         def get_next(self):
             self.count += 1
-            return {"x": dense(17, 96, seed=self.count)} if self.count < 5 else None
+            if self.count > 4:
+                return None
+            return feeds or {"x": dense(17, 96, seed=self.count)}
 
     signed = {"weight_type": oq.QuantType.QInt8, "per_channel": True, **options}
     if how == "dynamic":
@@ -182,3 +186,40 @@ def test_convolutions_and_factorized_layers(dtype, tmp_path):
     assert matmul.dtype != "float32"
     assert matmul.found == "kronecker"
     assert verify(tmp_path / "model.bsc", path, samples=1).passed
+
+
+def test_weights_that_overflow_float16_stay_float32(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(model_from(TEXT, WEIGHTS | {"w2": WEIGHTS["w2"] * np.float32(1e5)}), path)
+    compiled = build(path, dtype="fp16", output=tmp_path / "model.bsc")
+    assert [layer.dtype for layer in compiled.report.layers] == ["float16", "float32"]
+    assert any("overflow float16" in note.text for note in compiled.report.notes)
+    assert verify(tmp_path / "model.bsc", path, samples=1).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "dtype"), [("vit", "bf16"), ("llama", "int8")])
+def test_whole_families(family, dtype, tmp_path):
+    path = tmp_path / "model.onnx"
+    exported = export(FAMILIES[family], path, dynamic=False, change=lambda module: module)
+    onnx.save(with_weights(onnx.load(exported), SPARSE["16x16"]), path)
+    compiled = build(path, dtype=dtype, output=tmp_path / "model.bsc")
+    assert sum(layer.dtype != "float32" for layer in compiled.report.layers) > 10
+    found = verify(tmp_path / "model.bsc", path, samples=1)
+    assert found.passed, found.lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["QUInt8", "dynamic"])
+def test_a_quantised_transformer_gives_the_bits_of_onnxruntime(how, tmp_path):
+    path = tmp_path / "model.onnx"
+    bert = FAMILIES["bert"]
+    export(bert, path, dynamic=False, change=lambda module: module)
+    onnx.save(with_weights(onnx.load(path), SPARSE["16x16"]), path)
+    feeds = {name: value.numpy() for name, value in bert.inputs(False, 2).items()}
+    small = quantized(path, tmp_path / "q.onnx", how, feeds=feeds)
+    (want,) = run_ort(onnx.load(small), feeds)
+    compiled = build(small, output=tmp_path / "q.bsc")
+    assert sum(layer.dtype == "int8" for layer in compiled.report.layers) == 12
+    (got,) = bscompile.load(tmp_path / "q.bsc").run(feeds).values()
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
