@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -57,6 +61,20 @@ def _without_opengl() -> None:
         extras.set_instance_extras(backends=["Primary"])
 
 
+@contextmanager
+def _without_display() -> Iterator[None]:
+    """Spare users what drivers print about a Wayland display where there is none to look for."""
+    name = "XDG_RUNTIME_DIR"
+    if name in os.environ or not sys.platform.startswith("linux"):
+        yield
+        return
+    os.environ[name] = tempfile.gettempdir()
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def find() -> Any:
     """The adapter to use; WGPUPY_WGPU_ADAPTER_NAME chooses among several.
 
@@ -66,7 +84,8 @@ def find() -> Any:
     wgpu = load()
     _without_opengl()
     try:
-        return wgpu.gpu.request_adapter_sync(power_preference="high-performance")
+        with _without_display():
+            return wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except (RuntimeError, ValueError) as error:
         raise TargetError("no WebGPU adapter was found", hint=f"install {DRIVER}") from error
 
