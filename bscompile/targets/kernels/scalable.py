@@ -46,7 +46,8 @@ class ScalableTemplate(KernelTemplate):
         configs = [
             {"rows": rows, "group": group, "tasks": tasks, "split": split}
             for group in self._groups
-            for rows in (1, 2, 4, 6, 8, 12)
+            # SVE multiplies by lanes of its first eight registers only.
+            for rows in ((1, 2, 4) if self._base == 4 else (1, 2, 4, 6, 8, 12))
             if rows * group + group <= 24 and rows <= max(1, problem.rows)
             for tasks in task_counts(hardware)
             for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
@@ -91,6 +92,7 @@ class ScalableTemplate(KernelTemplate):
             tail=lanes_of(hardware),
             tasks=tasks,
             split=str(config["split"]),
+            quads=self._base == 4,
         )
         return Kernel(func, operands)
 

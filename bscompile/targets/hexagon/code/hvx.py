@@ -44,3 +44,14 @@ def splat(value: Expr) -> Expr:
 def zeros() -> Expr:
     """All zero."""
     return splat(T.int32(0))
+
+
+def packed(parts: list[Expr], dtype: str) -> Expr:
+    """128 bytes from four vectors of words, each word brought to the nearest number of ``dtype``.
+
+    vpackwh keeps what fits 16 bits, vpackhub and vpackhb what fits 8.
+    """
+    first, second, third, last = parts
+    name = "vpackhub.sat" if dtype == "uint8" else "vpackhb.sat"
+    low, high = _call("vpackwh.sat", second, first), _call("vpackwh.sat", last, third)
+    return T.reinterpret(f"{dtype}x{4 * LANES}", _call(name, high, low))

@@ -14,7 +14,6 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from bscompile.dialect.quantization import LIMITS
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.hexagon.code import hvx
 from bscompile.targets.hexagon.packing import BIAS_LIMIT, LANES, PANEL, Requantizer
@@ -95,6 +94,9 @@ class _Nest:
         else:
             wide = Product(self._stride - self._problem.k + 1, "uint8", "int32", "int32", "hvx")
             self._inputs = prepare(args, wide, self._problem.activation, 1)
+        # The same memory as words: bytes would be loaded one by one.
+        shape = (args.m, self._stride // 4)
+        self._words_of_x = T.decl_buffer(shape, "int32", data=self._inputs.x.data)
         if self._requantizer is not None:
             self._bias = T.sblock_alloc_buffer((self._panels * PANEL,), "int32")
             self._prepare_bias(self._requantizer)
@@ -135,10 +137,12 @@ class _Nest:
         start = T.bind(T.float32(0.5) * unit + constants[5] * unit)
         bias = dict(self._args.steps).get("bias")
         limit = T.float32(BIAS_LIMIT)
+        factor = T.bind(unit / constants[4])
         with T.serial(0, T.int64(n)) as i, emit.opaque():
-            value = start if bias is None else start + bias[i] / constants[4] * unit
+            value = start if bias is None else start + bias[i] * factor
             value = T.bind(T.max(T.min(value, limit), T.float32(0) - limit))
-            T.buffer_store(self._bias, T.cast(T.floor(value + T.float32(0.5)), "int32"), [i])
+            half = T.Select(value < T.float32(0), T.float32(-0.5), T.float32(0.5))
+            T.buffer_store(self._bias, T.cast(value + half, "int32"), [i])  # cast truncates
 
     # ------------------------------------------------------------ sums
 
@@ -191,8 +195,7 @@ class _Nest:
 
     def _word(self, row: Expr, word: Expr) -> Expr:
         """Four bytes of x in every lane."""
-        bytes_of_x = emit.load(self._inputs.x, row, word * 4, lanes=4)
-        return hvx.splat(T.reinterpret("int32", bytes_of_x))
+        return hvx.splat(self._words_of_x[row, word])
 
     # ------------------------------------------------------------ after
 
@@ -204,33 +207,35 @@ class _Nest:
             with T.serial(0, T.int64(count)) as i, emit.opaque():
                 self._finish_one(sums, row, panel * PANEL + i, i)
             return
-        for part in range(PANEL // LANES):
-            at = panel * PANEL + part * LANES
-            value = self._requantized(sums, self._requantizer, part * LANES, at)
-            emit.store(sums, value, part * LANES, lanes=LANES)
-        narrow = T.cast(emit.load(sums, 0, lanes=PANEL), f"{self._problem.y_dtype}x{PANEL}")
+        parts = [
+            T.bind(self._requantized(sums, self._requantizer, at, panel * PANEL + at))
+            for at in range(0, PANEL, LANES)
+        ]
+        narrow = T.bind(hvx.packed(parts, self._problem.y_dtype))
         if n % PANEL == 0:
             emit.store(self._args.y, narrow, row, panel * PANEL, lanes=PANEL)
             return
         with T.If(count == PANEL):
             with T.Then():
                 emit.store(self._args.y, narrow, row, panel * PANEL, lanes=PANEL)
-            with T.Else(), T.serial(0, T.int64(count)) as i:
-                value = T.cast(sums[i], self._problem.y_dtype)
-                T.buffer_store(self._args.y, value, [row, panel * PANEL + i])
+            with T.Else(), emit.opaque():
+                rest = T.sblock_alloc_buffer((PANEL,), self._problem.y_dtype)
+                emit.store(rest, narrow, 0, lanes=PANEL)
+                with T.serial(0, T.int64(count)) as i:
+                    T.buffer_store(self._args.y, rest[i], [row, panel * PANEL + i])
 
     def _requantized(self, sums: Buffer, requantizer: Requantizer, at: int, column: Expr) -> Expr:
-        """Words within the limits of y's dtype."""
+        """Words that only have to be brought into the limits of y's dtype."""
         shifted = emit.load(sums, at, lanes=LANES)
         if requantizer.up:
             shifted = T.shift_left(shifted, hvx.splat(T.int32(requantizer.up)))
         factor = emit.load(self._operands.multipliers, column, lanes=LANES)
         value = hvx.high_product(shifted, factor) + emit.load(self._bias, column, lanes=LANES)
         value = T.bind(T.shift_right(value, hvx.splat(T.int32(requantizer.down))))
-        low, high = (T.int32(limit) for limit in LIMITS[self._problem.y_dtype])
         if "relu" in self._problem.epilogue:
-            low = T.max(low, T.cast(self._operands.constants[5], "int32"))
-        return T.max(T.min(value, hvx.splat(high)), hvx.splat(low))
+            zero = T.cast(self._operands.constants[5], "int32")
+            value = T.max(value, hvx.splat(zero))
+        return value
 
     def _finish_one(self, sums: Buffer, row: Expr, column: Expr, at: Expr) -> None:
         """One output through float32, as the dialect says."""

@@ -78,6 +78,7 @@ def generate(
     tail: int,
     tasks: int,
     split: str,
+    quads: bool,
 ) -> Any:
     """The kernel.
 
@@ -90,6 +91,8 @@ def generate(
         tail: Elements of a fixed vector, for epilogues that are not made for scalable ones.
         tasks: Parallel tasks.
         split: What the tasks share: ``outputs`` by bounds, or ``rows``.
+        quads: Whether the processor is SVE, which multiplies by any of four inputs that one
+            instruction has brought into every quarter of a vector.
     """
     _, bw, bh = operands[0][1].shape
     block_rows = len(operands[2][1]) - 1
@@ -167,21 +170,52 @@ def generate(
                 x = vector.splat(args.x[row + r, start + inner])
                 T.buffer_store(acc, acc[0] + x * weight, [0])
 
+        def four_steps(block: Expr, start: Expr, inner: Expr) -> None:
+            inputs = [
+                T.bind(_quad(vector, args.x, row + r, start + inner)) for r in range(len(sums))
+            ]
+            for lane in range(4):
+                weight = T.bind(vector.load(values, block, inner + lane, T.int64(0)))
+                for x, acc in zip(inputs, sums, strict=True):
+                    T.buffer_store(acc, _multiply_lane(vector, acc[0], weight, x, lane), [0])
+
+        def steps(block: Expr, start: Expr, first: Expr, count: int) -> None:
+            done = 0
+            while quads and done + 4 <= count:
+                four_steps(block, start, first + done)
+                done += 4
+            for inner in range(done, count):
+                step(block, start, first + inner)
+
         with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
             loops = bw // UNROLL if bw > UNROLL else 0
             if loops:
                 with T.serial(0, T.int64(loops)) as group:
-                    for u in range(UNROLL):
-                        step(block, start, group * UNROLL + u)
-            for inner in range(loops * UNROLL, bw):
-                step(block, start, T.int64(inner))
+                    steps(block, start, group * UNROLL, UNROLL)
+            steps(block, start, T.int64(loops * UNROLL), bw - loops * UNROLL)
 
     def body(args: Arguments) -> None:
         emit.for_row_tiles(args.m, (rows, 4), lambda r: nest(args, r))
 
     return emit.generate("scalable", problem, operands, body)
+
+
+def _quad(vector: Vector, x: Buffer, row: Expr, column: Expr) -> Expr:
+    """SVE: x[row, column : column + 4] in every quarter of a vector (ld1rqw)."""
+    everywhere = T.broadcast(T.bool(True), vector.length)
+    at = T.address_of(x[row, column])
+    return T.call_llvm_pure_intrin(
+        "llvm.aarch64.sve.ld1rq.nxv4f32", everywhere, at, dtype=vector.dtype
+    )
+
+
+def _multiply_lane(vector: Vector, total: Expr, weight: Expr, x: Expr, lane: int) -> Expr:
+    """SVE: the total plus weight times the input in ``lane`` of every quarter (fmla by lane)."""
+    return T.call_llvm_pure_intrin(
+        "llvm.aarch64.sve.fmla.lane.nxv4f32", total, weight, x, T.int32(lane), dtype=vector.dtype
+    )
 
 
 def _finish(args: Arguments, vector: Vector, value: Expr, row: Expr, column: Expr) -> None:
