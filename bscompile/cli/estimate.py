@@ -7,7 +7,7 @@ from contextlib import closing
 
 import click
 
-from bscompile.cli.plan import check_target
+from bscompile.cli.plan import check_target, dtype_option
 from bscompile.cli.talk import Talk, talk_options, threads_option
 from bscompile.errors import UsageError
 
@@ -46,6 +46,7 @@ from bscompile.errors import UsageError
     metavar="NAME[:VARIANT]",
     help="Where it would run.",
 )
+@dtype_option
 @click.option("--measure", is_flag=True, help="Build the kernels and time them.")
 @threads_option
 @talk_options
@@ -57,6 +58,7 @@ def command(
     density: float,
     rows: int,
     target: str,
+    dtype: str,
     measure: bool,
     threads: int | None,
 ) -> None:
@@ -67,18 +69,25 @@ def command(
     check_target(target)
     sides, tile = parse_sides("--shape", shape), parse_sides("--block", block)
     from bscompile import targets
+    from bscompile.dialect.precision import precision_named
     from bscompile.tuning.estimate import break_even, estimate, measuring, random_weight
 
     with talk.phases() as progress:
         weight = random_weight(sides, tile, density, rank)
         progress(f"looking at target {target}")
         context = targets.resolve(target, threads)
+        precision = precision_named(dtype)
         if measure:
             with closing(measuring()) as measurer:
-                found = estimate(weight, rows, context, measurer=measurer, progress=progress)
+                found = estimate(
+                    *(weight, rows, context),
+                    precision=precision,
+                    measurer=measurer,
+                    progress=progress,
+                )
         else:
-            found = estimate(weight, rows, context)
-        limit = break_even(weight, rows, context)
+            found = estimate(weight, rows, context, precision=precision)
+        limit = break_even(weight, rows, context, precision)
     machine = f"{context.hardware.name}, {context.hardware.isa}, {context.hardware.cores} threads"
     if talk.json:
         forms = [entry.to_dict() for entry in found]

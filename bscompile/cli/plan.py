@@ -37,6 +37,15 @@ class Plan:
         return asdict(self)
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bf16", "fp16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="What the weights of linear layers are stored and multiplied in.",
+)
+
+
 def plan_options(command: F) -> F:
     """Add --target, --threads, --typical-rows, --dim and --dtype; the command gets one ``plan``.
 
@@ -71,13 +80,6 @@ def plan_options(command: F) -> F:
         show_default=True,
         metavar="N",
         help="Rows to plan for where the model leaves them open.",
-    )
-    dtype_option = click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bf16", "fp16", "int8"]),
-        default="float32",
-        show_default=True,
-        help="What the weights of linear layers are stored and multiplied in.",
     )
     for option in (dtype_option, dims_option, rows_option, threads_option, target_option):
         wrapped = option(wrapped)

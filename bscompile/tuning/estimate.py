@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bscompile.dialect import LinearOp, Weight
+from bscompile.dialect.precision import PRECISIONS
 from bscompile.errors import UsageError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import Problem, TargetContext
@@ -91,6 +92,7 @@ def estimate(
     context: TargetContext,
     *,
     epilogue: tuple[str, ...] = ("bias",),
+    precision: str = "float32",
     measurer: Measurer | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Estimate]:
@@ -101,6 +103,7 @@ def estimate(
         rows: Rows of x.
         context: The target.
         epilogue: Steps after the product.
+        precision: What it is multiplied in, see dialect/precision.py.
         measurer: Measures the best configurations of each; None leaves it at the cost model.
         progress: Called with one line for each few forms that are measured.
 
@@ -108,12 +111,12 @@ def estimate(
         UsageError: the target has no kernel for the layer.
     """
     op = LinearOp("layer", weight, epilogue)
-    layer = Layer(op, rows, np.dtype(np.float32), context)
+    layer = _layer(op, rows, precision, context)
     kinds: dict[str, list[Variant]] = {}
     for variant in all_variants(layer):
         kinds.setdefault(variant.label, []).append(variant)
     if "dense" not in kinds:
-        raise UsageError(f"target {context.target.name} has no dense kernel in float32")
+        raise UsageError(f"target {context.target.name} has no dense kernel in {precision}")
     times: dict[str, tuple[float, Variant]] = {}
     if measurer is not None:
         times = _measure(layer, kinds, measurer, progress)
@@ -175,9 +178,18 @@ def _estimate(
     )
 
 
-def break_even(weight: Weight, rows: int, context: TargetContext) -> float:
+def _layer(op: LinearOp, rows: int, precision: str, context: TargetContext) -> Layer:
+    """The layer on the machine with what it has for the precision."""
+    extended = replace(context, hardware=context.hardware.extended(precision))
+    return Layer(op, rows, PRECISIONS[precision], extended)
+
+
+def break_even(
+    weight: Weight, rows: int, context: TargetContext, precision: str = "float32"
+) -> float:
     """Share of live blocks at which the best sparse form is expected to cost as much as dense."""
-    layer = Layer(LinearOp("layer", weight, ("bias",)), rows, np.dtype(np.float32), context)
+    layer = _layer(LinearOp("layer", weight, ("bias",)), rows, precision, context)
+    context = layer.context
     dense, *sparse = _problems(layer)
     target = _cheapest(dense, context)
     best = min(sparse, key=lambda problem: _cheapest(problem, context), default=None)

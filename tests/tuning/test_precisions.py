@@ -25,3 +25,20 @@ def test_a_model_is_tuned_in_low_precision(dtype, tmp_path):
     assert compiled.report.layers[0].dtype == {"bf16": "bfloat16"}.get(dtype, dtype)
     # What was measured in one precision says nothing of another.
     assert build(model, database=records).report.tuned == "0 of 1 layers tuned"
+
+
+def test_a_layer_is_estimated_in_low_precision():
+    from bscompile import targets
+    from bscompile.tuning.estimate import break_even, estimate, random_weight
+
+    context = targets.resolve("cpu:amx", 2)
+    weight = random_weight((768, 768), (16, 32), 0.2, 0)
+    best = {
+        precision: estimate(weight, 128, context, precision=precision)[0]
+        for precision in ("float32", "bfloat16", "int8")
+    }
+    seconds = [entry.expected for entry in best.values()]
+    assert seconds == sorted(seconds, reverse=True)
+    assert best["bfloat16"].config.startswith("amx")
+    assert best["int8"].bytes < best["bfloat16"].bytes < best["float32"].bytes
+    assert 0 < break_even(weight, 128, context, "bfloat16") <= 1
