@@ -25,7 +25,6 @@ from bscompile.passes.feature_layout import (
     after_reshape,
     after_transpose,
     is_reshape,
-    reshape_target,
 )
 from bscompile.passes.graph import constant, is_op
 
@@ -204,9 +203,6 @@ def _tied_by_reshape(node: ir.Node, value: ir.Value, group: FeatureGroup) -> Tie
         group.joined = math.lcm(group.joined, layout)
     if not isinstance(layout, Layout):
         return f"{node.op_type} {verb} it"
-    at_y = layout if other is y else group.layouts[value]
-    if reshape_target(x.shape, y.shape, at_y.axis, 1) is None:
-        return f"{node.op_type} {verb} it with sizes that are not known"
     return [(value, group.layouts[value]), (other, layout)]
 
 

@@ -76,29 +76,6 @@ def after_transpose(node: ir.Node, layout: Layout, rank: int, backwards: bool) -
     return Layout(moved - rank, layout.run)
 
 
-def reshape_target(old: Dims, new: Dims, axis: int, length: int) -> list[int] | None:
-    """What to ask Reshape for, so that only one axis of its result has another length.
-
-    Args:
-        old: Shape of the input; axes of unknown length keep their place or there is one of them.
-        new: Shape of the result so far.
-        axis: The axis that changes, from the end.
-        length: Its new length.
-    """
-    if 0 in new:
-        return None  # Reshape reads a 0 as «what it was»
-    target = []
-    for place, size in enumerate(new):
-        if place == len(new) + axis:
-            target.append(length)
-        elif isinstance(size, int):
-            target.append(size)
-        else:
-            copied = place < len(old) and old[place] == size and size.value is not None
-            target.append(0 if copied else -1)
-    return target if target.count(-1) <= 1 else None
-
-
 def is_reshape(node: ir.Node) -> bool:
     """Whether a node gives its input another shape and keeps the order of its entries."""
     return is_op(node, *RESHAPES)

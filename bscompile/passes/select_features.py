@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from bscompile.dialect import FOUND_KEY, TENSOR_STEPS, LinearOp, Weight, make_node, tensor_inputs
 from bscompile.passes.feature_groups import FeatureGroup, along_features, take_features
-from bscompile.passes.feature_layout import Layout, is_reshape, reshape_target
+from bscompile.passes.feature_layout import Layout, is_reshape
 from bscompile.passes.graph import add_initializer, constant, is_op, replace
 from bscompile.passes.shrink_plan import GroupLayer, Index
 
@@ -73,14 +73,24 @@ def _reshape_anew(graph: ir.Graph, node: ir.Node, layout: Layout, features: int)
     """Ask a Reshape, Flatten, Squeeze or Unsqueeze for the new number of features."""
     if not is_op(node, "Reshape"):
         return  # these follow from the input's shape
-    x, y = node.inputs[0], node.outputs[0]
-    assert x is not None
-    assert x.shape is not None
+    y, asked = node.outputs[0], node.inputs[1]
     assert y.shape is not None
-    target = reshape_target(x.shape, y.shape, layout.axis, features * layout.run)
-    shape = add_initializer(graph, f"{node.name or 'reshape'}.shape", np.array(target, np.int64))
-    node.replace_input_with(1, shape)
-    node.attributes.pop("allowzero", None)
+    assert asked is not None
+    at, length = len(y.shape) + layout.axis, features * layout.run
+    name = f"{node.name or 'reshape'}.shape"
+    target = constant(asked)
+    if target is not None:
+        target = target.copy()
+        target[at] = length
+        node.replace_input_with(1, add_initializer(graph, name, target))
+        return
+    ours = np.arange(len(y.shape)) == at  # the graph computes the other sizes
+    mask = add_initializer(graph, f"{name}.mask", ours)
+    lengths = add_initializer(graph, name, np.where(ours, length, 0).astype(np.int64))
+    chosen = ir.Node("", "Where", [mask, lengths, asked])
+    chosen.outputs[0].shape, chosen.outputs[0].dtype = asked.shape, ir.DataType.INT64
+    graph.insert_before(node, chosen)
+    node.replace_input_with(1, chosen.outputs[0])
 
 
 def _add_bias(

@@ -441,10 +441,24 @@ def attention(shape="split", dead_value=(), unused=(), **rows):
         o0 = MatMul(p, v)  o1 = Transpose<perm = [0, 2, 1, 3]>(o0)  o2 = Reshape(o1, merge)
         z = MatMul(o2, Wo)
     }}"""
+    if shape == "computed":
+        text = text.replace(f"float[2, 5, {size}]", f"float[B, S, {size}]").replace(
+            "Add(s1, m)", "Identity(s1)"
+        )
+        text = text.replace(
+            "{",
+            """{
+            batch = Shape<end = 1>(x)  length = Shape<start = 1, end = 2>(x)
+            split = Concat<axis = 0>(batch, length, hd)
+            merge = Concat<axis = 0>(batch, length, all)""",
+            1,
+        )
+        weights |= {"hd": np.array([HEADS, D]), "all": np.array([size])}
+        weights = {name: w for name, w in weights.items() if name not in ("split", "merge", "m")}
     return model_from(text, weights)
 
 
-@pytest.mark.parametrize("shape", ["split", "numbers"])
+@pytest.mark.parametrize("shape", ["split", "numbers", "computed"])
 @pytest.mark.parametrize(("dead", "unused"), [((2,), ()), ((), (0, 3)), ((1,), (2,))])
 def test_whole_heads_go(shape, dead, unused):
     """A head whose values are zero, or whose outputs nobody reads, leaves all four layers."""

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bscompile.passes.feature_layout import Layout, after_reshape, reshape_target
+from bscompile.passes.feature_layout import Layout, after_reshape
 
 SIDES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)
 
@@ -37,7 +37,8 @@ def test_taking_features_and_reshaping_commute(case, data):
         return
     keep = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1))))
     x = np.arange(math.prod(old)).reshape(old)
-    target = reshape_target(old, new, after.axis, len(keep) * after.run)
+    target = list(new)
+    target[after.axis] = len(keep) * after.run
     before = np.take(x, layout.entries(keep), axis=layout.axis).reshape(target)
     np.testing.assert_array_equal(
         before, np.take(x.reshape(new), after.entries(keep), axis=after.axis)
