@@ -9,7 +9,7 @@ TESTED := $(VENV)/.installed-for-tests
 # The CPU build of torch; a plain "torch" would pull gigabytes of GPU libraries.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench bench-gpu clean
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
@@ -36,6 +36,12 @@ lint: $(TESTED)
 
 bench: $(TESTED)
 	$(BIN)/python -m benchmarks
+
+# Builds anywhere; times where the GPU is, by a Python that has torch with CUDA and apache-tvm-ffi.
+GPU_PYTHON ?= python3
+bench-gpu: $(TESTED)
+	$(BIN)/python -m benchmarks.gpu build
+	$(GPU_PYTHON) -m benchmarks.gpu run
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -59,6 +59,14 @@ class CudaMachine(VirtualMachine):
         _functions()["copy"](host, device)
         return device
 
+    def _mark(self) -> Any:
+        _functions()["wait"](_device(_CUDA), 0)  # kernels run on after the call that starts them
+        return super()._mark()
+
+    def _since(self, mark: Any) -> float:
+        _functions()["wait"](_device(_CUDA), 0)
+        return super()._since(mark)
+
     def _collect(self, results: Any, inputs: Sequence[Array]) -> list[Array]:
         """The outputs, copied back; that waits until they are computed."""
         outputs = self._manifest.outputs
@@ -133,6 +141,7 @@ def _functions() -> dict[str, Any]:
     names = {
         "allocate": "runtime.TVMTensorAllocWithScope",
         "copy": "runtime.TVMTensorCopyFromTo",
+        "wait": "runtime.Device_StreamSync",
     }
     return {key: ffi.get_global_func(name) for key, name in names.items()}
 

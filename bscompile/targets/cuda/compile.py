@@ -102,6 +102,9 @@ def _nvrtc_library() -> Any:
     wheels = [str(p) for d in _wheel_folders() for p in d.glob("lib/libnvrtc.so.*")]
     for name in ("libnvrtc.so.13", "libnvrtc.so.12", *sorted(wheels)):
         try:
+            if name in wheels:  # its other half is on no search path
+                for part in Path(name).parent.glob("libnvrtc-builtins.so.*"):
+                    ctypes.CDLL(str(part), ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(name)
         except OSError:
             continue

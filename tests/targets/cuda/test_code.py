@@ -69,6 +69,15 @@ def test_source_that_is_refused_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_nvrtc_takes_the_place_of_nvcc(rng, monkeypatch):
+    if compiling._nvrtc_library() is None or not compiling._headers():
+        pytest.skip("NVRTC is not installed")
+    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
+    source = source_of(rng, "block_sparse_few_rows", "bfloat16", hardware("sm_90"))
+    assert compiling.compiler() == "nvrtc"
+    assert compile_source(source, ("sm_90",)).startswith(b"\x7fELF")
+
+
 def test_without_a_compiler_the_next_step_is_named(monkeypatch):
     monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
     monkeypatch.setattr(compiling, "_nvrtc_library", lambda: None)

@@ -86,5 +86,7 @@ def test_a_model_equals_onnxruntime(name, precision, tolerance, rng, tmp_path):
     with bscompile.load(path) as loaded:
         got = loaded.run({"x": x})["y"]
         again = loaded.run({"x": x[:1]})["y"]
+        timed = loaded.profile({"x": x}, repeats=1)
     assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+    assert len(timed) >= 3
     assert np.abs(again - want[:1]).max() <= tolerance * np.abs(want).max()

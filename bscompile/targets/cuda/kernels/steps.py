@@ -158,7 +158,7 @@ class CudaCores(StepTemplate):
             for rows in (16, 32, 64, 128)
             for own in (2, 4, 8)
             if tile < 2 * max(16, problem.n) and rows < 2 * max(16, problem.rows)
-            if 32 <= rows * tile // own**2 <= 256
+            if 64 <= rows * tile // own**2 <= 256
         ]
 
     def shared_bytes(self, shape: Config) -> int:
@@ -211,23 +211,26 @@ class FewRows(StepTemplate):
         return int(shape["split"]) * int(shape["rows"]) * 32 * 4
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
-        """Expected seconds of one call; a warp that reads alone hides little."""
-        rate = hardware.peak_gflops["float32"] * 1e9 * 0.5
+        """Expected seconds of one call: every warp reads x for itself, once for each product."""
+        rate = hardware.peak_gflops["float32"] * 1e9 * 0.25
         work = self.work(problem, config, rate)
         split, layout = int(config["split"]), self.layout(config)
         lanes = min(32, layout.step // layout.unit(problem.k))
         blocks = work.blocks * layout.rows * lanes // 32
         filled = min(1.0, blocks * split / (8 * hardware.cores))
-        tiles = -(-problem.rows // int(config["rows"]))
+        rows = int(config["rows"])
+        tiles, steps = -(-problem.rows // rows), expected_steps(problem, layout)
+        parts = layout.rows * lanes // 32  # warps that a tile row's outputs are shared by
+        size = itemsize(problem.dtype) * layout.rows + itemsize(problem.x_dtype) * rows * parts
         return seconds(
             hardware,
             Work(
                 blocks=blocks,
                 operations=work.operations,
                 rate=rate,
-                near_bytes=work.near_bytes / max(filled, 0.05),
+                near_bytes=tiles * steps * layout.step * size / max(filled, 0.05),
                 far_bytes=work.far_bytes / max(filled, 0.05),
-                depth=expected_steps(problem, layout) * tiles / max(1, work.blocks) / split,
+                depth=steps * tiles / max(1, work.blocks) / split,
             ),
         )
 
