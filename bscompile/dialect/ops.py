@@ -55,6 +55,11 @@ class ConvGeometry:
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every window is one position: a matmul over the positions."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and not any(self.pads)
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(oh, ow) for an input of height x width."""
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.strides, self.dilations

@@ -118,13 +118,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Image:
-    """What a convolution's kernel reads itself: x [batch, height, width · channels].
+    """What a convolution's kernel reads itself: x [batch, height · width · channels].
 
     Attributes:
         conv: Its geometry; the padding is part of the image already.
         height: Rows of one image.
         width: Columns of one image.
-        channels: Values at one position; W's columns are in the order (kh, kw, channels).
+        channels: Values at one position, side by side.
     """
 
     conv: ConvGeometry
@@ -154,6 +154,8 @@ class KernelTemplate(ABC):
     """A family of kernels for some problems: what to try, what it should cost, how to build it."""
 
     name: str
+    #: Whether ``build_conv`` serves convolutions, whose windows then need not be written out.
+    reads_images: bool = False
 
     @abstractmethod
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
@@ -181,7 +183,7 @@ class KernelTemplate(ABC):
 
         Args:
             problem: The matmul over the windows; ``space`` and ``cost`` are about that.
-            weight: W [n, kh·kw·channels].
+            weight: W [n, channels·kh·kw].
             config: A configuration of ``space``.
             hardware: The machine.
             image: What takes the place of the windows.

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from bscompile.dialect import LinearOp, Weight, dense_weight
 from bscompile.errors import TargetError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
-from bscompile.targets.base import Config, FormChoice, Problem, TargetContext, problem_of
+from bscompile.targets.base import (
+    Config,
+    FormChoice,
+    KernelTemplate,
+    Problem,
+    TargetContext,
+    problem_of,
+)
 
 _SIDES = (4, 8, 16, 32)  # of the execution blocks tried beside the trained one
 _MARGIN = 0.95  # a sparse form must be expected to save this much to replace dense

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from bscompile.targets.planner import candidates
+from bscompile.targets.planner import candidates, templates_for
 from bscompile.tuning.measurer import Layer
 from bscompile.tuning.record import Variant
 
@@ -20,7 +20,7 @@ def all_variants(layer: Layer) -> list[Variant]:
     found = []
     for candidate in candidates(layer.op, layer.problem):
         problem = candidate.problem
-        for template in layer.context.target.templates:
+        for template in templates_for(layer.op, layer.problem, layer.context):
             found += [
                 Variant(
                     problem.form,

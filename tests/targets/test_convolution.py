@@ -86,18 +86,50 @@ def test_an_image_of_unknown_size_goes_through_windows():
     assert "im2col" in str(made.lowered.module)
 
 
-@pytest.mark.parametrize("first", ["plain", "after another"])
-def test_sparse_kernels_go_through_windows_of_either_layout(first):
+def sparse(out, inner, kernel, block, density, seed=3):
+    """Which of a kernel's weights live: blocks of its matrix [out, inner · kh · kw]."""
+    columns = inner * int(np.prod(kernel))
+    grid = (-(-out // block[0]), -(-columns // block[1]))
+    mask = np.kron(np.random.default_rng(seed).random(grid) < density, np.ones(block))
+    return mask[:out, :columns].reshape(out, inner, *kernel)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "kernel", "block", "attributes"),
+    [
+        (16, 64, (12, 12), (3, 3), (16, 16), {"pads": [1, 1, 1, 1]}),
+        (32, 40, (9, 7), (3, 3), (8, 4), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        (8, 48, (6, 14), (5, 3), (16, 9), {"pads": [2, 0, 2, 0], "dilations": [1, 2]}),
+        (24, 33, (5, 5), (1, 1), (16, 8), {"strides": [2, 2]}),
+        (16, 32, (4, 4), (3, 3), (32, 1), {}),
+    ],
+)
+def test_sparse_kernels_read_the_image(channels, outputs, size, kernel, block, attributes):
     weights = {}
-    live = np.kron(np.random.default_rng(3).random((4, 9)) < 0.3, np.ones((16, 16)))
+    live = sparse(outputs, channels, kernel, block, 0.15)
+    live[: block[0]] = 0  # an empty block row
+    shape = (outputs, channels, *kernel)
+    node = conv("c", "x", "y", shape, weights, live=live, **attributes)
+    proto = model([node], weights, ["batch", channels, *size])
+    made = check(proto, (1, channels, *size), (3, channels, *size), k=channels * np.prod(kernel))
+    text = str(made.lowered.module)
+    assert "block_sparse_matmul" in text
+    assert "im2col" not in text
+
+
+@pytest.mark.parametrize("first", ["plain", "after another"])
+def test_without_a_size_sparse_kernels_go_through_windows(first):
+    weights = {}
     nodes = []
     if first == "after another":
         nodes.append(conv("before", "x", "h", (16, 16, 1, 1), weights))
-    x = "h" if nodes else "x"
     shape = (64, 16, 3, 3)
-    nodes.append(conv("c", x, "y", shape, weights, live=live.reshape(shape), pads=[1, 1, 1, 1]))
-    made = check(model(nodes, weights, [2, 16, 12, 12]), (2, 16, 12, 12), k=144)
+    live = sparse(64, 16, (3, 3), (16, 16), 0.3)
+    x = "h" if nodes else "x"
+    nodes.append(conv("c", x, "y", shape, weights, live=live, pads=[1, 1, 1, 1]))
+    made = check(model(nodes, weights, [2, 16, "high", "wide"]), (2, 16, 12, 9), k=144)
     assert "block_sparse_matmul" in str(made.lowered.module)
+    assert "im2col" in str(made.lowered.module)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import itemsize
 from bscompile.formats import BlockSparseMatrix
-from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.base import Config, HardwareSpec, Image, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing import pack_block_rows, widens
 from bscompile.targets.kernels.roofline import (
     LOOP,
@@ -28,6 +30,7 @@ class BlockSparseOutputs(KernelTemplate):
     """Configuration: ``rows`` per tile, ``tasks``, ``split`` and ``outer`` (see the kernel)."""
 
     name = "block_sparse_outputs"
+    reads_images = True
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Register tiles that fit the machine, the cheapest by cost first."""
@@ -84,5 +87,35 @@ class BlockSparseOutputs(KernelTemplate):
             tasks=tasks,
             split=str(config["split"]),
             outer=str(config["outer"]),
+        )
+        return Kernel(func, operands)
+
+    def build_conv(
+        self,
+        problem: Problem,
+        weight: Weight,
+        config: Config,
+        hardware: HardwareSpec,
+        image: Image,
+    ) -> Kernel:
+        """Pack the live blocks with the offsets of their inputs in the image."""
+        from bscompile.targets.kernels.code import block_sparse_conv
+        from bscompile.targets.kernels.code.windows import column_offsets
+
+        assert isinstance(weight, BlockSparseMatrix)
+        (_, values), (_, starts), (_, indptr), _ = pack_block_rows(weight, 1, problem.dtype)
+        columns = starts[:, None] + np.arange(values.shape[1])
+        operands = (
+            ("values", values),
+            ("offsets", column_offsets(image)[columns]),
+            ("indptr", indptr),
+        )
+        func = block_sparse_conv.generate(
+            problem,
+            operands,
+            image,
+            rows=int(config["rows"]),
+            lanes=lanes_of(hardware),
+            tasks=int(config["tasks"]),
         )
         return Kernel(func, operands)

@@ -35,6 +35,7 @@ class DenseTemplate(KernelTemplate):
     """Configuration: ``rows`` per tile, ``width`` of a panel in outputs, ``tasks``."""
 
     name = "dense"
+    reads_images = True
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Register tiles that fit the machine, the cheapest by cost first."""
@@ -90,7 +91,10 @@ class DenseTemplate(KernelTemplate):
         """Pack the weight in panels; the tile's rows are positions of one output row."""
         from bscompile.targets.kernels.code import dense_conv
 
-        panels = pack_panels(stored(dense_weight(weight), problem.dtype), int(config["width"]))
+        # In the order of the image: a row of the window is then one run.
+        dense = dense_weight(weight).reshape(problem.n, image.channels, *image.conv.kernel)
+        turned = dense.transpose(0, 2, 3, 1).reshape(problem.n, problem.k)
+        panels = pack_panels(stored(turned, problem.dtype), int(config["width"]))
         operands = (("panels", panels),)
         func = dense_conv.generate(problem, operands, image, **_tiling(config, hardware))
         return Kernel(func, operands)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from bscompile.dialect import ConvGeometry, LinearOp, read_node
+from bscompile.dialect import ConvGeometry, read_node
 from bscompile.targets.base import Image
 from bscompile.targets.lowering import channels_last
 from bscompile.targets.lowering.linear import epilogue_tensors, kernel_call
@@ -40,13 +40,13 @@ def convert_conv(view: NodeView) -> Any:
             tensors.append(reshaped(view.bb, channels_last.image(view, index), [m, n]))
     direct = None
     image = _image(conv, channels, height, width)
-    if image is not None and isinstance(op.weight, np.ndarray) and not _is_pointwise(conv):
-        direct = kernel_call(view, _channels_inside(op, image), m, image)
+    if image is not None and not conv.is_pointwise:
+        direct = kernel_call(view, op, m, image)
     if image is not None and direct is not None:
-        lines = [batch, image.height, image.width * image.channels]
-        y = direct(reshaped(view.bb, _padded(view, conv), lines), tensors)
+        flat = [batch, image.height * image.width * image.channels]
+        y = direct(reshaped(view.bb, _padded(view, conv), flat), tensors)
     else:
-        if _is_pointwise(conv):
+        if conv.is_pointwise:
             rows = reshaped(view.bb, channels_last.image(view, 0), [m, k])
         else:
             rows = reshaped(view.bb, _windows(view, conv), [m, k])
@@ -65,18 +65,6 @@ def _image(conv: ConvGeometry, *sizes: Any) -> Image | None:
     top, left, bottom, right = conv.pads
     inside = replace(conv, pads=(0, 0, 0, 0))
     return Image(inside, height + top + bottom, width + left + right, channels)
-
-
-def _is_pointwise(conv: ConvGeometry) -> bool:
-    return conv.kernel == (1, 1) and conv.strides == (1, 1) and not any(conv.pads)
-
-
-def _channels_inside(op: LinearOp, image: Image) -> LinearOp:
-    """W with its columns in the order (kh, kw, c), in which an image lies in memory."""
-    assert isinstance(op.weight, np.ndarray)
-    n = op.shape[0]
-    turned = op.weight.reshape(n, image.channels, *image.conv.kernel).transpose(0, 2, 3, 1)
-    return op.with_weight(np.ascontiguousarray(turned.reshape(n, -1)))
 
 
 def _padded(view: NodeView, conv: ConvGeometry) -> Any:

@@ -203,9 +203,7 @@ class Importer:
                 return
             if all(_is_empty(value) for value in node.outputs if value.name):
                 return  # nothing to compute: known wherever it is read
-            limit = parameter_limit(node, self._is_known) if node.domain == "" else None
-            if limit:
-                raise ValueError(limit)
+            self._check_limits(node)
             result = channels_last.convert(view, converter_of(node, opset))
         except BscompileError:
             raise
@@ -216,6 +214,11 @@ class Importer:
                 f"cannot be compiled: {reason.strip() or type(error).__name__}"
             ) from error
         self._bind(node, result)
+
+    def _check_limits(self, node: ir.Node) -> None:
+        limit = parameter_limit(node, self._is_known) if node.domain == "" else None
+        if limit:
+            raise ValueError(limit)
 
     def _release(self, node: ir.Node) -> None:
         """Let go of the weights that no further node reads; kernels hold them packed."""

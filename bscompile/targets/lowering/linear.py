@@ -60,7 +60,7 @@ def kernel_call(
 
     Args:
         view: The layer's node.
-        op: The layer; for an image its weight in the order of the image.
+        op: The layer.
         m: Rows of y.
         image: What x is; None for a matrix [m, k].
 

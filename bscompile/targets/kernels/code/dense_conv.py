@@ -17,6 +17,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dense import CHAINS, UNROLL
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
+from bscompile.targets.kernels.code.windows import positions_of
 from bscompile.targets.kernels.vectors import pieces
 
 
@@ -29,7 +30,7 @@ def generate(
     lanes: int,
     tasks: int,
 ) -> Any:
-    """The kernel (x [batch, height, width·channels], panels, *epilogue tensors, y [m, n]).
+    """The kernel (x [batch, height·width·channels], panels, *epilogue tensors, y [m, n]).
 
     Args:
         problem: The matmul over the windows.
@@ -42,8 +43,9 @@ def generate(
     panels, _, width = operands[0][1].shape
     conv, channels = image.conv, image.channels
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilations
+    line_length = image.width * channels
     oh, ow = conv.output_size(image.height, image.width)
-    positions = _positions(ow, rows)
+    positions = positions_of(ow, rows)
     tiles = -(-ow // positions)
     run = kw * channels if dw == 1 else channels
     vectors = pieces(width, lanes)
@@ -63,18 +65,16 @@ def generate(
     def tile(args: Arguments, panel: Expr, line: Expr, first: Expr) -> None:
         (weights,) = args.operands
         batch = T.bind(T.floordiv(line, T.int64(oh)))
-        top = T.bind(T.floormod(line, T.int64(oh)) * sh)
-        left = T.bind(first * (sw * channels))
+        top = T.floormod(line, T.int64(oh)) * (sh * line_length)
+        corner = T.bind(top + first * (sw * channels))
         split = max(1, CHAINS * lanes // (positions * width))
         sums = [emit.accumulators(positions, width) for _ in range(split)]
 
-        def accumulate(
-            rows_of: list[Buffer], height: Expr, column: Expr, offset: Expr, inner: Expr
-        ) -> None:
+        def accumulate(rows_of: list[Buffer], start: Expr, offset: Expr, inner: Expr) -> None:
             for at, size in vectors:
                 weight = T.bind(emit.weights(weights, panel, offset + inner, at, lanes=size))
                 for r, acc in enumerate(rows_of):
-                    value = args.x[batch, height, column + r * (sw * channels) + inner]
+                    value = args.x[batch, start + r * (sw * channels) + inner]
                     product = emit.splat(value, size) * weight
                     emit.store(acc, emit.load(acc, at, lanes=size) + product, at, lanes=size)
 
@@ -83,15 +83,14 @@ def generate(
                 for at, size in vectors:
                     emit.store(acc, emit.constant(0.0, size), at, lanes=size)
         with T.serial(0, T.int64(kh)) as p, T.serial(0, T.int64(kw * channels // run)) as q:
-            height = T.bind(top + p * dh)
-            column = T.bind(left + q * (dw * channels))
+            start = T.bind(corner + p * (dh * line_length) + q * (dw * channels))
             offset = T.bind(p * (kw * channels) + q * run)
             with T.serial(0, T.int64(run // UNROLL)) as step:
                 for u in range(UNROLL):
-                    accumulate(sums[u % split], height, column, offset, step * UNROLL + u)
+                    accumulate(sums[u % split], start, offset, step * UNROLL + u)
             for u in range(run % UNROLL):
                 inner = T.int64(run - run % UNROLL + u)
-                accumulate(sums[u % split], height, column, offset, inner)
+                accumulate(sums[u % split], start, offset, inner)
         # The last panel is moved back over its neighbour, like the last tile.
         output = T.bind(T.min(panel * width, T.int64(problem.n - width)))
 
@@ -101,11 +100,5 @@ def generate(
         finish_tile(args, positions, vectors, value, T.bind(line * ow + first), output)
 
     batch = problem.m // (oh * ow) if problem.m is not None else None
-    shape = (batch, image.height, image.width * channels)
+    shape = (batch, image.height * line_length)
     return emit.generate("dense_conv", problem, operands, body, x_shape=shape)
-
-
-def _positions(width: int, most: int) -> int:
-    """Positions per tile, at most ``most``, that waste least on an output row of that width."""
-    sizes = range(min(width, most), max(0, most // 2), -1)
-    return min(sizes, key=lambda size: -(-width // size) * size, default=1)
