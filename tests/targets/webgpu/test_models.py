@@ -55,6 +55,7 @@ def test_models_equal_onnxruntime(name, weights, tmp_path):
             feeds = {key: np.ascontiguousarray(value[..., ::-1]) for key, value in feeds.items()}
 
 
+@pytest.mark.slow
 def test_the_loader_in_node_gives_what_onnxruntime_gives(tmp_path):
     path, feeds = _family("lenet5", "16x16", tmp_path)
     compiled = bscompile.build(path, target="webgpu")
@@ -187,3 +188,18 @@ def test_every_shader_stays_within_what_any_device_offers():
         assert one.threads <= 256
         assert one.shared_bytes <= 16384
         assert len(one.arguments) <= 8
+
+
+def test_a_kernel_of_many_buffers_asks_the_device_for_them(tmp_path):
+    need_wgpu()
+    names = [f"x{i}" for i in range(10)]
+    proto = model(
+        f"g ({', '.join(f'float[1, 3] {name}' for name in names)}) => (float[1, 30] y) "
+        f"{{ y = Concat<axis = 1>({', '.join(names)}) }}"
+    )
+    feeds = {name: np.full((1, 3), i, np.float32) for i, name in enumerate(names)}
+    with bscompile.load(
+        bscompile.build(proto, target="webgpu").save(tmp_path / "model.bsc")
+    ) as loaded:
+        (got,) = loaded.run(feeds).values()
+    np.testing.assert_array_equal(got, np.repeat(np.arange(10), 3)[None])
