@@ -102,20 +102,22 @@ def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
         f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
     ]
     library = [_SOURCES / "program.c", _SOURCES / "hooks.c", _SOURCES / machine.host]
-    objects = []
-    for source in [*library, folder / "tables.c", _SOURCES / "main.c"]:
-        objects.append(folder / f"{source.stem}_.o")
-        _run([*compiler, *options, "-c", source, "-o", objects[-1]])
-    *parts, main = objects
-    parts.append(folder / "kernels.o")
-    if machine.freestanding:
+
+    def compiled(source: Path) -> Path:
+        made = folder / f"{source.stem}_.o"
+        _run([*compiler, *options, "-c", source, "-o", made])
+        return made
+
+    parts = [*map(compiled, [*library, folder / "tables.c"]), folder / "kernels.o"]
+    own = [compiled(_SOURCES / name) for name in ("main.c", machine.start) if name]
+    if machine.start:
         _run([*find_zig(), "ld.lld", "-r", *parts, "-o", folder / "model.o"])
         kind = ["-static", "-nostdlib", "-e", "_start"]
         libraries = ["-lcompiler_rt"]  # what the processor has no instruction for
     else:
         _run([*compiler, "-nostdlib", "-r", *parts, "-o", folder / "model.o"])
         kind, libraries = ["-static", "-s"], ["-lm", "-pthread"]
-    program = [*kind, *machine.flags, main, folder / "model.o", *libraries]
+    program = [*kind, *machine.flags, *own, folder / "model.o", *libraries]
     _run([*compiler, *program, "-o", folder / "model"])
 
 

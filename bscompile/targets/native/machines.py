@@ -21,7 +21,7 @@ class Machine:
         packages: What apt installs to compile for it.
         zig: Target of ``python -m ziglang cc``, which brings a C library of its own.
         host: The file of ``c`` that stands for its operating system.
-        freestanding: Whether there is no C library to link with.
+        start: The file where its programs begin when there is no C library; empty with one.
         flags: Further options for the compiler.
     """
 
@@ -30,7 +30,7 @@ class Machine:
     packages: str
     zig: str
     host: str = "host_posix.c"
-    freestanding: bool = False
+    start: str = ""
     flags: tuple[str, ...] = ()
 
     def compiler(self) -> list[str]:
@@ -88,7 +88,7 @@ MACHINES: Mapping[str, Machine] = MappingProxyType(
                 "",
                 "hexagon-freestanding-none",
                 host="host_hexagon.c",
-                freestanding=True,
+                start="start_hexagon.c",
                 flags=("-mcpu=hexagonv66", "-ffreestanding", "-fno-pic", "-G0"),
             ),
         )
