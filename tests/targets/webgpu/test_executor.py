@@ -128,3 +128,21 @@ def test_a_long_grid_is_folded_without_a_gap(x):
     assert (high, bound) == (3, x - 1)
     assert wide <= 65535
     assert x <= wide * layers < x + layers
+
+
+def test_without_wgpu_this_machine_still_compiles(monkeypatch):
+    from bscompile.targets import get_target
+
+    monkeypatch.setitem(sys.modules, "wgpu", None)
+    found = get_target("webgpu").detect()
+    assert (found.compiles, found.runs) == (True, False)
+    assert "browsers run it after bscompile export" in found.detail
+    assert "bscompile[webgpu]" in found.install
+    assert "mesa-vulkan-drivers" in found.install
+
+
+def test_shaders_that_are_no_text_are_refused(tmp_path):
+    path = write_handmade(tmp_path / "model.bsc", members={"code/kernels.wgsl": b"\xff\xfe"})
+    need_wgpu()
+    with pytest.raises(ArtifactError, match=r"kernels\.wgsl: no text"):
+        runtime.load(path)
