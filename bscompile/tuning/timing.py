@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
-from bscompile.dialect.precision import in_precision, kernel_weight
+from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
 from bscompile.tuning.forms import in_form
 from bscompile.tuning.measurer import Measurement
@@ -109,7 +109,8 @@ class Bench:
         y = np.zeros(self._shape, problem.y_dtype)
         if y.dtype == np.float32:
             y[...] = np.nan
-        arrays = [self._x, *(array for _, array in kernel.operands), *self._tensors, y]
+        x = self._x.astype(PRECISIONS[kernel.x_dtype]) if kernel.x_dtype else self._x
+        arrays = [x, *(array for _, array in kernel.operands), *self._tensors, y]
         import tvm
 
         held = [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in arrays]
