@@ -21,6 +21,9 @@ def cpu_features() -> frozenset[str]:
         key, _, value = line.partition(":")
         if key.strip().lower() in {"flags", "features"}:  # x86 says flags, Arm says Features
             return frozenset(value.split())
+        if key.strip() == "isa":  # RISC-V: rv64imafdcv_zicsr, one letter each and then words
+            letters, *words = value.strip().split("_")
+            return frozenset((*letters.removeprefix("rv64"), *words))
     return frozenset()
 
 

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 
 import bscompile
+from bscompile import machine
 from bscompile.artifact import read_artifact, write_artifact
 from bscompile.cli import main
 from bscompile.errors import ArtifactError, ModelError, StorageError, TargetError
@@ -291,6 +292,27 @@ def test_no_emulator(mlp, tmp_path, monkeypatch):
         f"built for aarch64 processors, this one is {HERE} (apt-get install qemu-user to run it "
         "here by qemu-aarch64, or copy what bscompile export --format native writes)"
     )
+
+
+@needs("riscv64")
+def test_vectors_that_are_too_short(mlp, tmp_path, monkeypatch):
+    path = bscompile.build(mlp, "cpu:riscv64").save(tmp_path / "mlp.bsc")
+    monkeypatch.setenv("QEMU_CPU", "rv64,v=true,vlen=128,vext_spec=v1.0")
+    with bscompile.load(path) as model, pytest.raises(ArtifactError) as caught:
+        model.run(feeds())
+    assert "this processor's vectors are shorter than the model was compiled for" in str(
+        caught.value
+    )
+
+
+def test_riscv_features(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nisa\t\t: rv64imafdcv_zicsr_zba\n")
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
+    machine.cpu_features.cache_clear()
+    try:
+        assert {"i", "v", "zicsr", "zba"} <= machine.cpu_features()
+    finally:
+        machine.cpu_features.cache_clear()
 
 
 def test_no_compiler(monkeypatch):

@@ -33,6 +33,7 @@ def build_static(
     machine: Machine,
     target: Any,
     threads: int,
+    vector_bytes: int = 0,
     watch: Callable[[Any], None] = lambda module: None,
 ) -> dict[str, bytes]:
     """Compile and link a whole model.
@@ -44,6 +45,8 @@ def build_static(
         machine: What it will run on.
         target: The tvm.target.Target of the kernels' code.
         threads: Worker threads to use unless told otherwise.
+        vector_bytes: The shortest vectors that the kernels run on; 0 where all processors of the
+            machine's kind have them.
         watch: Called with the compiled kernels, whose assembly it may read.
 
     Returns:
@@ -57,7 +60,7 @@ def build_static(
     with tempfile.TemporaryDirectory(prefix="bscompile-") as name:
         folder = Path(name)
         watch(compile_kernels(kernels, target, folder / "kernels.o"))
-        text = tables(program, list(weights_image(params)), threads)
+        text = tables(program, list(weights_image(params)), threads, vector_bytes)
         (folder / "tables.c").write_text(text, encoding="utf-8")
         _link(machine, compiler, folder)
         return {

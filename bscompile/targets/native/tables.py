@@ -9,13 +9,14 @@ from bscompile.program import Buffer, Program, image_checksum, image_size
 _KINDS = {"i": "kDLInt", "u": "kDLUInt", "f": "kDLFloat", "b": "kDLBool"}
 
 
-def tables(program: Program, weights: list[memoryview], threads: int) -> str:
+def tables(program: Program, weights: list[memoryview], threads: int, vector_bytes: int = 0) -> str:
     """The text of tables.c.
 
     Args:
         program: The model.
         weights: The pieces of its weights image.
         threads: Worker threads that the kernels were made for.
+        vector_bytes: The shortest vectors that they run on, where a processor may have shorter.
     """
     kernels = sorted({step.kernel for step in program.steps})
     lines = ['#include "program.h"']
@@ -47,7 +48,7 @@ def tables(program: Program, weights: list[memoryview], threads: int) -> str:
         f"const struct program bscompile_program = {{storages, {len(program.storages)}, "
         f"buffers, {len(program.buffers)}, steps, {len(program.steps)}, "
         f"outputs, {len(program.outputs)}, {most}, "
-        f"{image_size(weights)}u, {image_checksum(weights):#x}u, {threads}}};"
+        f"{image_size(weights)}u, {image_checksum(weights):#x}u, {threads}, {vector_bytes}}};"
     )
     return "\n".join(lines) + "\n"
 

@@ -58,4 +58,5 @@ def build(
         MACHINES[context.hardware.machine],
         code(context.hardware),
         context.hardware.cores,
+        context.hardware.vector_bytes if context.hardware.isa == "rvv256" else 0,
     )

@@ -137,9 +137,7 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
             _SVE,
         ),
         "riscv64": Processor(
-            _riscv64(
-                "any RV64GCV with VLEN 256 (SpacemiT X60 estimate)", "rvv256", ("v", "zvl256b"), 32
-            ),
+            _riscv64("any RV64GCV with VLEN 256 (SpacemiT X60 estimate)", "rvv256", ("v",), 32),
             {**_RISCV64, "mattr": [*_RV64GCV, "+zvl256b"]},
             "64-bit RISC-V with vectors of at least 256 bits",
         ),

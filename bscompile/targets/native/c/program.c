@@ -61,9 +61,24 @@ static int lay_out(void) {
   return 0;
 }
 
+/* Vectors of this processor that are too short would leave outputs unwritten. */
+static int vectors_fit(void) {
+#ifdef __riscv
+  unsigned long bytes = 0;
+  if (P.vector_bytes) __asm__("csrr %0, 0xc22" : "=r"(bytes)); /* vlenb */
+  return bytes >= (unsigned long)P.vector_bytes;
+#else
+  return 1;
+#endif
+}
+
 int bscompile_load(const void *weights, size_t bytes) {
   if (bytes != P.weights_bytes || checksum(weights, bytes) != P.weights_checksum) {
     host_say("bscompile: these are not the weights that the program was made with");
+    return 1;
+  }
+  if (!vectors_fit()) {
+    host_say("bscompile: this processor's vectors are shorter than the model was compiled for");
     return 1;
   }
   if ((uintptr_t)weights % BSCOMPILE_ALIGNMENT) {

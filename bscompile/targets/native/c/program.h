@@ -25,6 +25,7 @@ struct program {
   uint64_t weights_bytes;    /* of weights.bin */
   uint64_t weights_checksum;
   int32_t threads;           /* that the kernels were made for */
+  int32_t vector_bytes;      /* RISC-V: the shortest vectors that the kernels run on; else 0 */
 };
 extern const struct program bscompile_program;
 
