@@ -326,6 +326,18 @@ def test_no_compiler(monkeypatch):
     )
 
 
+def test_a_compiler_that_fails_is_quoted(mlp, monkeypatch, tmp_path):
+    compiler = tmp_path / "broken-gcc"
+    compiler.write_text("#!/bin/sh\necho 'cc1: fatal error: no space' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native.Machine, "compiler", lambda self: [str(compiler)])
+    with pytest.raises(TargetError) as caught:
+        bscompile.build(mlp, "cpu:static")
+    assert str(caught.value) == (
+        "broken-gcc could not make the executable: cc1: fatal error: no space"
+    )
+
+
 def test_open_lengths_are_refused():
     proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
         g (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }""")

@@ -125,12 +125,10 @@ def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
 
 
 def _run(command: Sequence[object]) -> None:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        lines = [
-            line for line in done.stderr.splitlines() if "error" in line or "undefined" in line
-        ]
-        raise TargetError(
-            f"{Path(str(command[0])).name} could not make the executable: "
-            f"{(lines or done.stderr.splitlines() or ['no reason given'])[0].strip()}"
-        )
+        tool = "ziglang" if "ziglang" in words else Path(words[0]).name
+        said = done.stderr.splitlines() or ["no reason given"]
+        telling = [line for line in said if "error" in line or "undefined" in line] or said
+        raise TargetError(f"{tool} could not make the executable: {telling[0].strip()}")
