@@ -31,7 +31,7 @@ class Ceilings:
 
     Attributes:
         tflops: cuBLAS, bfloat16, 8192 cubed.
-        memory_tbs: A copy of 2 GiB, read and written.
+        memory_tbs: A copy of 1 GiB, read and written.
         launch_us: The smallest kernel inside a graph.
     """
 
