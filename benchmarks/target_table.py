@@ -94,8 +94,9 @@ def place(adapter: Adapter) -> str:
 
         return "an emulator of CUDA kernels" if emulated() else adapter.context.hardware.name
     known = EXECUTED_ON.get(f"{name}:{variant.partition('-')[0]}".rstrip(":"))
-    detail = adapter.context.target.detect().detail.partition(",")[0]
-    return known or ("PoCL" if "Portable Computing Language" in detail else detail)
+    detail = adapter.context.target.detect().detail
+    device = "PoCL" if "Portable Computing Language" in detail else detail.partition(" (")[0]
+    return known or device.partition(",")[0]
 
 
 def models(target: str) -> dict[str, float]:
