@@ -66,7 +66,7 @@ def count(target: str, precision: str, block: int | None, plugin: Path, environm
     kernels = {"layer": kernel.prim_func.with_attr("global_symbol", "layer")}
     members = build_static(program, kernels, params, machine, code, 1)
     with tempfile.TemporaryDirectory() as name:
-        from bscompile.program import weights_image
+        from bscompile.artifact.program import weights_image
 
         model, weights = Path(name) / "model", Path(name) / "weights.bin"
         model.write_bytes(members[EXECUTABLE])
@@ -122,7 +122,7 @@ def layer(target: str, precision: str, block: int | None):
 
 def program_of(kernel, x, y_dtype):
     """(program, params) of one call."""
-    from bscompile.program import Buffer, Program, Step, Storage
+    from bscompile.artifact.program import Buffer, Program, Step, Storage
 
     params = [np.ascontiguousarray(array) for _, array in kernel.operands]
     arrays = [x, *params, np.empty((ROWS, WIDTH), y_dtype)]

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bscompile.machine import cpu_name
+from bscompile.devices.cpu import cpu_name
 from tests.end_to_end.onnx_backend import (
     FAMILY_OPERATORS,
     Case,

@@ -67,7 +67,7 @@ def simulate(op, rows, context) -> int:
     """Cycles of the layer; its result is checked."""
     import tvm
 
-    from bscompile import simulator
+    from bscompile.devices import systolic as simulator
     from bscompile.dialect import evaluate
     from bscompile.dialect.precision import kernel_weight
     from bscompile.targets.base import problem_of

@@ -17,7 +17,7 @@ import onnx.parser
 from onnx import numpy_helper
 
 import bscompile
-from bscompile import webgpu_device
+from bscompile.devices import webgpu as webgpu_device
 from bscompile.errors import TargetError
 
 SIDE, DENSITY, TURNS = 768, 0.1, 9

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bscompile import artifact, importer, targets
-from bscompile.manifest import Manifest
+from bscompile.artifact.manifest import Manifest
 from bscompile.passes import pipeline
 from bscompile.passes.base import Note
 from bscompile.passes.recognise_quantized import is_quantized_model

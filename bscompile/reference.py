@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bscompile.artifact.manifest import TensorSpec
 from bscompile.errors import ModelError
 from bscompile.files import check_readable
-from bscompile.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 

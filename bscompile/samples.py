@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bscompile.artifact.manifest import TensorSpec
 from bscompile.errors import UsageError, did_you_mean
-from bscompile.manifest import TensorSpec
 
 if TYPE_CHECKING:
     import onnx

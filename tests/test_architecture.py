@@ -14,14 +14,12 @@ ROOT = Path(bscompile.__file__).parent
 #: From the ground up; a module may import its own floor and those before it.
 FLOORS = [
     ("errors",),
-    ("files", "machine", "manifest", "program", "launches", "shaders", "simulator"),
-    ("opencl_device", "webgpu_device"),
+    ("files",),
+    ("artifact", "devices"),
     ("formats",),
     ("dialect",),
     ("passes", "importer"),
     ("targets",),
-    ("weights_file",),
-    ("artifact",),
     ("tuning",),
     ("report",),
     ("compiler", "runtime"),
@@ -32,20 +30,9 @@ FLOORS = [
 #: Beside the road, and what runs without the compiler: what these may import of ours.
 BESIDE = {
     "models": {"models", "formats", "files", "errors"},
-    "manifest": {"manifest", "errors"},
-    "program": {"program", "manifest", "errors"},
-    "launches": {"launches", "program", "errors"},
-    "opencl_device": {"opencl_device", "errors"},
-    "webgpu_device": {"webgpu_device", "errors"},
-    "shaders": {"shaders", "errors"},
-    "simulator": {"simulator", "errors"},
-    "weights_file": {"weights_file", "errors"},
-    "artifact": {"artifact", "manifest", "weights_file", "files", "errors"},
-    "runtime": {
-        *("runtime", "program", "launches", "shaders", "machine", "simulator"),
-        *("opencl_device", "webgpu_device"),
-        *("artifact", "manifest", "weights_file", "files", "errors"),
-    },
+    "artifact": {"artifact", "files", "errors"},
+    "devices": {"devices", "errors"},
+    "runtime": {"runtime", "artifact", "devices", "files", "errors"},
 }
 
 

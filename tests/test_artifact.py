@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bscompile import artifact as artifacts
 from bscompile.artifact import ParamSpec, pack_params, read_artifact, write_artifact
+from bscompile.artifact import archive as artifacts
+from bscompile.artifact.manifest import DTYPES, Manifest
+from bscompile.artifact.weights import chunks_of
 from bscompile.errors import ArtifactError, StorageError
-from bscompile.manifest import DTYPES, Manifest
-from bscompile.weights_file import chunks_of
 from tests.handmade import REPORT, affine_manifest, affine_weights
 
 CODE = {"code/model.so": b"not really code " * 100}

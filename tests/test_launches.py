@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from bscompile.artifact.launches import Launch, Launches
+from bscompile.artifact.program import Buffer, Program, Step, Storage
 from bscompile.errors import ArtifactError
-from bscompile.launches import Launch, Launches
-from bscompile.program import Buffer, Program, Step, Storage
 
 LAUNCHES = Launches({"softmax": (
     Launch("largest", (2, 0), (4, 1, 1), (64, 1, 1), 256),

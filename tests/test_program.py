@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from bscompile.artifact.program import Buffer, Program, Step, Storage
 from bscompile.errors import ArtifactError
-from bscompile.program import Buffer, Program, Step, Storage
 
 PROGRAM = Program(
     storages=(Storage(48, "input"), Storage(96, "param"), Storage(160, "scratch")),

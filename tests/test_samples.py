@@ -7,8 +7,8 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from bscompile.artifact.manifest import TensorSpec
 from bscompile.errors import UsageError
-from bscompile.manifest import TensorSpec
 from bscompile.samples import integer_limits, make_inputs, symbols_of, typical_lengths
 
 IDS = TensorSpec("ids", ("batch", "sequence"), "int64")

@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 
 from bscompile.artifact import read_artifact
+from bscompile.artifact.manifest import Manifest, TensorSpec
 from bscompile.errors import StorageError, TargetError
 from bscompile.export import ExportOptions
 from bscompile.files import atomic_folder
-from bscompile.manifest import Manifest, TensorSpec
 from bscompile.runtime.native import EXECUTABLE, write_weights
 
 LOADER: Final = "native"

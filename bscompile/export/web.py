@@ -24,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import MANIFEST, read_artifact
+from bscompile.artifact.manifest import Manifest
+from bscompile.artifact.weights import chunks_of
 from bscompile.errors import StorageError, TargetError, UsageError
 from bscompile.export import ExportOptions
 from bscompile.files import atomic_folder, check_readable
-from bscompile.manifest import Manifest
 from bscompile.reference import Reference
 from bscompile.samples import integer_limits, make_inputs
-from bscompile.weights_file import chunks_of
 
 Array = npt.NDArray[Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import Artifact, TensorSpec, read_artifact
+from bscompile.devices.cpu import available_threads
 from bscompile.errors import ArtifactError, UsageError, did_you_mean
-from bscompile.machine import available_threads
 from bscompile.runtime.executor import Executor, RefusedError, open_executor
 
 Array = npt.NDArray[Any]

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import Artifact
+from bscompile.artifact.manifest import Manifest, TensorSpec
+from bscompile.artifact.program import weights_image
+from bscompile.devices.cpu import check_machine
 from bscompile.errors import ArtifactError, TargetError
-from bscompile.machine import check_machine
-from bscompile.manifest import Manifest, TensorSpec
-from bscompile.program import weights_image
 from bscompile.runtime.executor import Executor
 
 Array = npt.NDArray[Any]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile import opencl_device
 from bscompile.artifact import Artifact
+from bscompile.artifact.launches import MEMBER as LAUNCHES
+from bscompile.artifact.launches import Launch, Launches
+from bscompile.artifact.program import MEMBER as PROGRAM
+from bscompile.artifact.program import Program
+from bscompile.devices import opencl as opencl_device
 from bscompile.errors import ArtifactError, TargetError
-from bscompile.launches import MEMBER as LAUNCHES
-from bscompile.launches import Launch, Launches
-from bscompile.program import MEMBER as PROGRAM
-from bscompile.program import Program
 from bscompile.runtime.executor import Executor
 
 Array = npt.NDArray[Any]

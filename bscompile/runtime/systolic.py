@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bscompile import simulator
 from bscompile.artifact import Artifact
+from bscompile.devices import systolic as simulator
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.runtime.executor import RefusedError
 from bscompile.runtime.vm import VirtualMachine

@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bscompile.devices.cpu import available_threads
 from bscompile.errors import ArtifactError, TargetError, UsageError
-from bscompile.machine import available_threads
 
 CPU_DEVICE = (1, 0, 2)  # kDLCPU, device 0, pooled allocator
 _AFFINITY_BIG_CORES = 1

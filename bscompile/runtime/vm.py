@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import CODE, Artifact
+from bscompile.artifact.manifest import Manifest, installed_versions
+from bscompile.artifact.weights import ALIGNMENT, empty_aligned
+from bscompile.devices.cpu import check_machine
 from bscompile.errors import ArtifactError
-from bscompile.machine import check_machine
-from bscompile.manifest import Manifest, installed_versions
 from bscompile.runtime import tvm_library
 from bscompile.runtime.executor import Executor, RefusedError
-from bscompile.weights_file import ALIGNMENT, empty_aligned
 
 Array = npt.NDArray[Any]
 

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import Artifact
+from bscompile.artifact.launches import MEMBER as LAUNCHES
+from bscompile.artifact.launches import Launches
+from bscompile.artifact.program import MEMBER as PROGRAM
+from bscompile.artifact.program import Buffer, Program
+from bscompile.artifact.shaders import MEMBER as KERNELS
+from bscompile.artifact.shaders import split_shaders
 from bscompile.errors import ArtifactError, UsageError
-from bscompile.launches import MEMBER as LAUNCHES
-from bscompile.launches import Launches
-from bscompile.program import MEMBER as PROGRAM
-from bscompile.program import Buffer, Program
 from bscompile.runtime.executor import Executor, RefusedError
 from bscompile.runtime.webgpu_device import Device, workgroups
-from bscompile.shaders import MEMBER as KERNELS
-from bscompile.shaders import split_shaders
 
 Array = npt.NDArray[Any]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile import webgpu_device
+from bscompile.devices import webgpu as webgpu_device
+from bscompile.devices.webgpu import DEFAULT_LIMITS, FEATURES, MOST_WORKGROUPS
 from bscompile.errors import ArtifactError
-from bscompile.webgpu_device import DEFAULT_LIMITS, FEATURES, MOST_WORKGROUPS
 
 Array = npt.NDArray[Any]
 

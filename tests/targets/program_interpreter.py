@@ -9,7 +9,7 @@ def interpret(program, kernels, inputs, params):
     """The outputs of a program.
 
     Args:
-        program: A bscompile.program.Program.
+        program: A bscompile.artifact.program.Program.
         kernels: Name -> tvm.tirx.PrimFunc without thread bindings.
         inputs, params: Arrays in the program's order.
     """

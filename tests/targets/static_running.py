@@ -72,8 +72,8 @@ def run_kernels(target, calls):
     """
     from bscompile import targets
     from bscompile.artifact import Artifact
-    from bscompile.manifest import Manifest, TensorSpec
-    from bscompile.program import Buffer, Program, Step, Storage
+    from bscompile.artifact.manifest import Manifest, TensorSpec
+    from bscompile.artifact.program import Buffer, Program, Step, Storage
     from bscompile.runtime.native import StaticExecutable
     from bscompile.targets.native.build import build_static
 

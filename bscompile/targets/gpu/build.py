@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 
 from bscompile.errors import ModelError
-from bscompile.launches import MEMBER as LAUNCHES
-from bscompile.program import MEMBER as PROGRAM
+from bscompile.artifact.launches import MEMBER as LAUNCHES
+from bscompile.artifact.program import MEMBER as PROGRAM
 from bscompile.targets.gpu.legalize import LEGALIZE
 from bscompile.targets.gpu.schedules import schedule
 from bscompile.targets.gpu.source import DeviceCode, device_code
@@ -17,7 +17,7 @@ from bscompile.targets.gpu.workspace import LiftWorkspace
 from bscompile.targets.programs import Rules, make_program, plan
 
 if TYPE_CHECKING:
-    from bscompile.program import Program
+    from bscompile.artifact.program import Program
     from bscompile.targets.base import TargetContext
     from bscompile.targets.lowering import Lowered
 

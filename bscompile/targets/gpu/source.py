@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from bscompile.errors import ModelError
-from bscompile.launches import Launch, Launches, Sizes
+from bscompile.artifact.launches import Launch, Launches, Sizes
 
 # The attribute tvm.tirx.build is a function that hides the module of this name.
 _build = importlib.import_module("tvm.tirx.build")

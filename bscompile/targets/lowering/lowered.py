@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bscompile.manifest import TensorSpec
+from bscompile.artifact.manifest import TensorSpec
 
 __all__ = ["Lowered", "TensorSpec"]
 

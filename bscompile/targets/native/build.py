@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from bscompile.errors import ModelError, TargetError
-from bscompile.program import MEMBER, Program, weights_image
+from bscompile.artifact.program import MEMBER, Program, weights_image
 from bscompile.targets.native.machines import Machine, find_zig
 from bscompile.targets.native.tables import tables
 

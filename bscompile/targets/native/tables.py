@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bscompile.program import Buffer, Program, image_checksum, image_size
+from bscompile.artifact.program import Buffer, Program, image_checksum, image_size
 
 _KINDS = {"i": "kDLInt", "u": "kDLUInt", "f": "kDLFloat", "b": "kDLBool"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bscompile import opencl_device
+from bscompile.devices import opencl as opencl_device
 from bscompile.errors import TargetError
 
 if TYPE_CHECKING:

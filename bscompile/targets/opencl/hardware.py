@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bscompile import opencl_device
+from bscompile.devices import opencl as opencl_device
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, HardwareSpec
 from bscompile.targets.gpu.limits import CPU, HALF, HALF_BITS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bscompile import opencl_device
+from bscompile.devices import opencl as opencl_device
 from bscompile.targets.base import Array, HardwareSpec
 from bscompile.targets.gpu.source import device_code
 from bscompile.targets.gpu.workspace import lift_workspace

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax, tirx
 
-from bscompile.program import Buffer, Program, Step, Storage
+from bscompile.artifact.program import Buffer, Program, Step, Storage
 from bscompile.targets.programs.refusal import refusal
 
 if TYPE_CHECKING:

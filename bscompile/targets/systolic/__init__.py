@@ -8,7 +8,7 @@ docs/writing_a_target.md walks through this folder file by file.
 
 from __future__ import annotations
 
-from bscompile.simulator import SIZES, missing_packages
+from bscompile.devices.systolic import SIZES, missing_packages
 from bscompile.targets.base import Availability, Target
 from bscompile.targets.cpu import TARGET as HOST
 from bscompile.targets.systolic.build import build

@@ -18,7 +18,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from bscompile.simulator import symbol
+from bscompile.devices.systolic import symbol
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import PLAIN

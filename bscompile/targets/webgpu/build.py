@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bscompile.shaders import MEMBER as KERNELS
-from bscompile.shaders import join_shaders
+from bscompile.artifact.shaders import MEMBER as KERNELS
+from bscompile.artifact.shaders import join_shaders
 from bscompile.targets.webgpu.hardware import tvm_target
 
 if TYPE_CHECKING:
-    from bscompile.program import Program
+    from bscompile.artifact.program import Program
     from bscompile.targets.base import TargetContext
     from bscompile.targets.lowering import Lowered
 

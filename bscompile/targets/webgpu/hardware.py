@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from bscompile import webgpu_device
+from bscompile.devices import webgpu as webgpu_device
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, HardwareSpec
 from bscompile.targets.gpu.limits import HALF
-from bscompile.webgpu_device import DEFAULT_LIMITS
+from bscompile.devices.webgpu import DEFAULT_LIMITS
 
 ISA: Final = "wgsl"
 

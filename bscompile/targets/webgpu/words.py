@@ -16,7 +16,7 @@ import tvm_ffi
 from tvm import tirx
 
 from bscompile.errors import ModelError
-from bscompile.program import Buffer, Program, Storage
+from bscompile.artifact.program import Buffer, Program, Storage
 
 Array = npt.NDArray[Any]
 

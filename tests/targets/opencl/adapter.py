@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bscompile import opencl_device
+from bscompile.devices import opencl as opencl_device
 from bscompile.errors import TargetError
 from tests.targets.numeric_suite import Adapter
 

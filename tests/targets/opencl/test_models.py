@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bscompile
-from bscompile import opencl_device
+from bscompile.devices import opencl as opencl_device
 from bscompile.artifact import Artifact
 from bscompile.errors import ArtifactError, BscompileError, ModelError, TargetError
 from bscompile.runtime.opencl import OpenCL

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bscompile import simulator
+from bscompile.devices import systolic as simulator
 from tests.targets.narrow_running import load_kernel
 from tests.targets.numeric_suite import Adapter
 

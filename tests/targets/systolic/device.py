@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from bscompile import simulator
+from bscompile.devices import systolic as simulator
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.systolic.commands import command_stream
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bscompile import simulator
+from bscompile.devices import systolic as simulator
 from bscompile.dialect import LinearOp, evaluate
 from bscompile.dialect.precision import QuantizedMatrix, quantize_weight
 from bscompile.dialect.quantization import Quantization

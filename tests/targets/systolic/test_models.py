@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from rich.console import Console
 
 import bscompile
-from bscompile import simulator
+from bscompile.devices import systolic as simulator
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.report import Report
 from bscompile.report.tables import report_view

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bscompile import simulator
+from bscompile.devices import systolic as simulator
 from bscompile.targets.systolic.commands import (
     CLEAR,
     FIRST,
@@ -27,7 +27,7 @@ from tests.targets.systolic.device import (
     pattern,
 )
 
-RTL = Path(simulator.__file__).parent / "targets" / "systolic" / "rtl"
+RTL = simulator.SOURCES / "rtl"
 STALLED, OUTSIDE = -1, -2
 
 pytestmark = needs_simulator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bscompile import webgpu_device
+from bscompile.devices import webgpu as webgpu_device
 from tests.targets.numeric_suite import Adapter
 from tests.targets.webgpu.stacks import missing_adapter
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile.artifact import Manifest, ParamSpec, TensorSpec, write_artifact
-from bscompile.launches import MEMBER as LAUNCHES
-from bscompile.launches import Launch, Launches
-from bscompile.program import MEMBER as PROGRAM
-from bscompile.program import Buffer, Program, Step, Storage
+from bscompile.artifact.launches import MEMBER as LAUNCHES
+from bscompile.artifact.launches import Launch, Launches
+from bscompile.artifact.program import MEMBER as PROGRAM
+from bscompile.artifact.program import Buffer, Program, Step, Storage
 from tests.handmade import REPORT
 
 LONG = 70000

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bscompile import webgpu_device
+from bscompile.devices import webgpu as webgpu_device
 from bscompile.errors import TargetError
 
 _SCRIPT = Path(__file__).with_name("run_model.mjs")

@@ -12,7 +12,7 @@ import bscompile
 from bscompile.errors import ModelError, UsageError
 from bscompile.export import ExportOptions
 from bscompile.export import export as export_form
-from bscompile.shaders import split_shaders
+from bscompile.artifact.shaders import split_shaders
 from tests.end_to_end.families import FAMILIES, WEIGHTS, export, with_weights
 from tests.targets.lowering_helpers import model
 from tests.targets.webgpu.stacks import need_chromium, need_wgpu, open_in_chromium, run_in_node
@@ -177,7 +177,7 @@ def test_half_precision_is_asked_for_in_the_artifact(tmp_path):
 
 
 def test_every_shader_stays_within_what_any_device_offers():
-    from bscompile.launches import MEMBER, Launches
+    from bscompile.artifact.launches import MEMBER, Launches
 
     compiled = bscompile.build(SMALL, target="webgpu")
     assert not compiled.manifest.features

@@ -17,8 +17,8 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from bscompile.artifact.manifest import DTYPES
 from bscompile.errors import ArtifactError
-from bscompile.manifest import DTYPES
 
 #: The artifact member that holds it.
 MEMBER: Final = "code/program.json"

@@ -26,10 +26,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from bscompile.artifact.manifest import Manifest, Member, ParamSpec, TensorSpec
+from bscompile.artifact.weights import chunks_of, read_weights
 from bscompile.errors import ArtifactError, StorageError
 from bscompile.files import atomic_file
-from bscompile.manifest import Manifest, Member, ParamSpec, TensorSpec
-from bscompile.weights_file import chunks_of, read_weights
 
 __all__ = [
     "Artifact",

@@ -30,7 +30,7 @@ CLOCK_HZ = 1e9
 
 _TOOLS = {"verilator": "verilator", "g++": "g++", "make": "make"}  # program -> package
 #: The folder that holds the RTL and the driver.
-SOURCES = Path(__file__).parent / "targets" / "systolic"
+SOURCES = Path(__file__).parents[1] / "targets" / "systolic"
 
 
 def missing_packages() -> list[str]:

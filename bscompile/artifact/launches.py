@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from bscompile.artifact.program import Program
 from bscompile.errors import ArtifactError
-from bscompile.program import Program
 
 #: The artifact member that holds them.
 MEMBER: Final = "code/launches.json"
