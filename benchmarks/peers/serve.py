@@ -121,12 +121,12 @@ def main():
     answers.write(json.dumps({"ready": True}) + "\n")
     answers.flush()
     for line in sys.stdin:
-        command, *rest = line.split()
+        command, _, rest = line.strip().partition(" ")
         if command == "check":
-            np.save(rest[0], call())
+            np.save(rest, call())
             answer = {}
         else:
-            answer = {"times": turn(call, float(command), float(rest[0]))}
+            answer = {"times": turn(call, float(command), float(rest))}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

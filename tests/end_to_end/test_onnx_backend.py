@@ -46,10 +46,12 @@ def test_onnx_node_test_is_equal(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_no_onnx_node_test_of_a_family_operator_is_wrong(tmp_path):
+    """Without the expanded forms, which only benchmarks/onnx_backend_table.py runs, for time."""
     wrong = {
         name: result.reason
         for name, case in node_cases().items()
-        if set(case.operators) & FAMILY_OPERATORS
+        if "_expanded" not in name
+        and set(case.operators) & FAMILY_OPERATORS
         and (result := outcome(case, tmp_path)).kind == "wrong"
     }
     assert not wrong

@@ -82,7 +82,9 @@ def _cases() -> tuple[Case, ...]:
     ]
     whole = (*dense, *sparse, *factors)
     # Other dtypes meet each form once or twice: what differs is how weights are read.
-    narrow = [dense[0], dense[1], sparse[3], sparse[4], sparse[7], sparse[10], factors[0]]
+    narrow = [
+        *dense[:2], sparse[3], sparse[4], sparse[6], sparse[7], sparse[10], factors[0],
+    ]  # fmt: skip
     return whole + tuple(
         replace(case, dtype=dtype)
         for dtype in ("float16", "bfloat16", "int8")

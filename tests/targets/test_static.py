@@ -14,12 +14,12 @@ import onnxruntime
 import pytest
 
 import bscompile
-from bscompile.devices import cpu as machine
 from bscompile.artifact import read_artifact, write_artifact
+from bscompile.artifact.program import image_checksum, image_size, weights_image
 from bscompile.cli import main
+from bscompile.devices import cpu as machine
 from bscompile.errors import ArtifactError, ModelError, StorageError, TargetError
 from bscompile.export import export as export_artifact
-from bscompile.artifact.program import image_checksum, image_size, weights_image
 from bscompile.runtime.native import write_weights
 from bscompile.targets import native
 from bscompile.verification import verify

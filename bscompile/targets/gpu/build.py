@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 
-from bscompile.errors import ModelError
 from bscompile.artifact.launches import MEMBER as LAUNCHES
 from bscompile.artifact.program import MEMBER as PROGRAM
+from bscompile.errors import ModelError
 from bscompile.targets.gpu.legalize import LEGALIZE
 from bscompile.targets.gpu.schedules import schedule
 from bscompile.targets.gpu.source import DeviceCode, device_code

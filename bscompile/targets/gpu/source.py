@@ -12,8 +12,8 @@ import tvm.script
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from bscompile.errors import ModelError
 from bscompile.artifact.launches import Launch, Launches, Sizes
+from bscompile.errors import ModelError
 
 # The attribute tvm.tirx.build is a function that hides the module of this name.
 _build = importlib.import_module("tvm.tirx.build")

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from bscompile.errors import ModelError, TargetError
 from bscompile.artifact.program import MEMBER, Program, weights_image
+from bscompile.errors import ModelError, TargetError
 from bscompile.targets.native.machines import Machine, find_zig
 from bscompile.targets.native.tables import tables
 

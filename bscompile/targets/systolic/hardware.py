@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from bscompile.errors import TargetError, did_you_mean
 from bscompile.devices.systolic import DEPTH, SIZES
+from bscompile.errors import TargetError, did_you_mean
 from bscompile.targets.base import HardwareSpec
 from bscompile.targets.cpu.hardware import hardware as host_hardware
 

@@ -11,11 +11,11 @@ from math import gcd
 
 import numpy as np
 
+from bscompile.devices.systolic import CLOCK_HZ
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import QuantizedMatrix, quantize_weight
 from bscompile.dialect.quantization import Quantization
 from bscompile.formats import BlockSparseMatrix
-from bscompile.devices.systolic import CLOCK_HZ
 from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows

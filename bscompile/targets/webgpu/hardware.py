@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from bscompile.devices import webgpu as webgpu_device
+from bscompile.devices.webgpu import DEFAULT_LIMITS
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, HardwareSpec
 from bscompile.targets.gpu.limits import HALF
-from bscompile.devices.webgpu import DEFAULT_LIMITS
 
 ISA: Final = "wgsl"
 

@@ -15,8 +15,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from bscompile.errors import ModelError
 from bscompile.artifact.program import Buffer, Program, Storage
+from bscompile.errors import ModelError
 
 Array = npt.NDArray[Any]
 

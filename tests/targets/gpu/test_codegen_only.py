@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 import bscompile
-from bscompile.errors import ArtifactError, TargetError
 from bscompile.artifact.launches import MEMBER as LAUNCHES
 from bscompile.artifact.launches import Launches
 from bscompile.artifact.program import MEMBER as PROGRAM
 from bscompile.artifact.program import Program
+from bscompile.errors import ArtifactError, TargetError
 from bscompile.targets import get_target
 from bscompile.targets.rocm.link import find_linker
 from tests.targets.static_running import sparse_mlp

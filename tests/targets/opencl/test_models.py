@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import bscompile
-from bscompile.devices import opencl as opencl_device
 from bscompile.artifact import Artifact
+from bscompile.devices import opencl as opencl_device
 from bscompile.errors import ArtifactError, BscompileError, ModelError, TargetError
 from bscompile.runtime.opencl import OpenCL
 from tests.end_to_end.families import FAMILIES, WEIGHTS, export, with_weights

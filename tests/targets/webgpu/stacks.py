@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,8 @@ def run_in_node(folder, inputs):
         timeout=_PATIENCE_SECONDS,
         env={**os.environ, "VK_ICD_FILENAMES": str(_SOFTWARE_DRIVER)},
     )
-    assert done.returncode == 0, done.stderr.decode()
+    ended = f"ended with {done.returncode}: {done.stderr.decode()}"
+    assert done.returncode == -signal.SIGKILL, ended  # its own, once the answer is out
     result = json.loads(done.stdout)
     if "error" in result:
         return str(result["error"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bscompile import runtime
-from bscompile.errors import ArtifactError, TargetError, UsageError
 from bscompile.artifact.launches import MEMBER as LAUNCHES
 from bscompile.artifact.program import MEMBER as PROGRAM
+from bscompile.errors import ArtifactError, TargetError, UsageError
 from bscompile.runtime.webgpu_device import workgroups
 from tests.targets.webgpu.handmade import (
     KERNELS,

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import bscompile
+from bscompile.artifact.shaders import split_shaders
 from bscompile.errors import ModelError, UsageError
 from bscompile.export import ExportOptions
 from bscompile.export import export as export_form
-from bscompile.artifact.shaders import split_shaders
 from tests.end_to_end.families import FAMILIES, WEIGHTS, export, with_weights
 from tests.targets.lowering_helpers import model
 from tests.targets.webgpu.stacks import need_chromium, need_wgpu, open_in_chromium, run_in_node

@@ -49,9 +49,12 @@ def apply(func: Any, hardware: HardwareSpec) -> Any:
 
 
 def _spatial(sch: Any, block: Any) -> list[Any]:
-    """The loops of a block that do not reduce."""
+    """The loops of a block that do not reduce; none where axes and loops do not match."""
     kinds = [loops.reduces(iv) for iv in sch.get(block).iter_vars]
-    return [loop for loop, no in zip(sch.get_loops(block), kinds, strict=True) if not no]
+    nest = sch.get_loops(block)
+    if len(kinds) != len(nest):  # such as a block that runs once
+        return []
+    return [loop for loop, reduced in zip(nest, kinds, strict=True) if not reduced]
 
 
 def _width(sch: Any, block: Any, most: int) -> int:
@@ -59,13 +62,8 @@ def _width(sch: Any, block: Any, most: int) -> int:
 
     1 where the last axis is reduced, or too short or odd for vectors.
     """
-    last = sch.get_loops(block)[-1] if not loops.is_reduction(sch, block) else None
-    if last is None:
-        spatial = _spatial(sch, block)
-        if not spatial:
-            return 1
-        last = spatial[-1]
-    length = loops.extent(sch, last)
+    spatial = _spatial(sch, block)
+    length = loops.extent(sch, spatial[-1]) if spatial else None
     if length is None:
         return 1
     width = most
