@@ -118,6 +118,10 @@ def generate(
         column = T.bind(block_row * bh)
         end = T.bind(T.min(T.int64(bh), T.int64(problem.n) - column))
         held = None if short else T.sblock_alloc_buffer((tile_rows, bh), "float32")
+        if held is not None:
+            # TVM does not see that masked stores write to a buffer, and would allocate it only
+            # where it is read; this it sees.
+            T.buffer_store(held, T.float32(0), [0, 0])
         count = T.floordiv(bh + T.vscale() * lanes - 1, T.vscale() * lanes)
         with T.serial(0, count) as index, emit.opaque():
             vector = Vector(
