@@ -71,7 +71,7 @@ def test_block_sparse_model(variant, mlp, tmp_path):
         pytest.param(family, *case.values, marks=case.marks)
         for family, cases in {
             "lenet5": CROSS,
-            "vit": machine_cases(["static", "aarch64", "aarch64-sve"]),
+            "vit": machine_cases(["static", "aarch64"]),
         }.items()
         for case in cases
     ],
