@@ -1,5 +1,6 @@
 """Run under torchrun by test_integration: one training step on two processes."""
 
+import os
 import sys
 
 import torch
@@ -72,5 +73,8 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
     {"ddp": ddp, "fsdp": fsdp}[sys.argv[1]]()
-    sys.stdout.write("agrees\n")
+    distributed.barrier()
     distributed.destroy_process_group()
+    sys.stdout.write("agrees\n")
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may outlive the group, and abort a process that leaves by itself
