@@ -52,7 +52,8 @@ def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> T
     target = get_target(name)
     if variant and variant not in target.variants:
         raise TargetError(
-            f"unknown variant {variant!r} of target {name}", did_you_mean(variant, target.variants)
+            f"unknown variant {variant!r} of target {name}",
+            did_you_mean(variant, filter(None, target.variants)),
         )
     target = target.elsewhere.get(variant, target)
     hardware = target.hardware(variant, threads)

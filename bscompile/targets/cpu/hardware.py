@@ -129,7 +129,8 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
     """
     if variant not in VARIANTS:
         raise TargetError(
-            f"unknown variant {variant!r} of target cpu", did_you_mean(variant, VARIANTS)
+            f"unknown variant {variant!r} of target cpu",
+            did_you_mean(variant, filter(None, VARIANTS)),
         )
     host = host_instruction_set()
     name, extensions = EXTENDED.get(variant, (variant, {}))

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import relax, tirx
+from tvm import tirx
 
 from bscompile.targets.gpu.legalize import LEGALIZE
 from bscompile.targets.gpu.schedules import schedule
+from bscompile.targets.relax_passes import to_virtual_machine
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec
 
 #: cp.async for copies that the kernels' schedules mark as asynchronous.
 PASS_CONFIG = {"tirx.use_async_copy": True}
-
-_T = relax.transform
 
 
 def cuda_target(hardware: HardwareSpec) -> Any:
@@ -35,34 +34,7 @@ def cuda_target(hardware: HardwareSpec) -> Any:
 
 def passes(target: Any) -> list[Any]:
     """Every pass from the lowered module to what the virtual machine runs, in order."""
-    return [
-        # What remains of the graph becomes loops.
-        _T.DecomposeOpsForInference(),
-        _T.CanonicalizeBindings(),
-        _T.DeadCodeElimination(),
-        relax.backend.DispatchSampling(),
-        relax.backend.DispatchSortScan(),
-        _T.LegalizeOps(LEGALIZE),
-        # Reshapes of whole tensors become views before fusion could hide them in a kernel.
-        _T.RewriteDataflowReshape(),
-        _T.AnnotateTIROpPattern(),
-        _T.FoldConstant(),
-        _T.FuseOps(),
-        _T.FuseTIR(),
-        _T.DeadCodeElimination(),
-        _scheduling(target),
-        # Calls become calls on planned memory.
-        _T.ToNonDataflow(),
-        _T.RemovePurityChecking(),
-        _T.CallTIRRewrite(),
-        _T.StaticPlanBlockMemory(),
-        _T.LowerAllocTensor(),
-        _T.KillAfterLastUse(),
-        _T.LowerRuntimeBuiltin(),
-        _T.ComputePrimValue(),
-        _T.VMShapeLower(),
-        _T.AttachGlobalSymbol(),
-    ]
+    return to_virtual_machine(_scheduling(target), LEGALIZE)
 
 
 def _scheduling(target: Any) -> Any:
