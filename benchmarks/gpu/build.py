@@ -45,7 +45,7 @@ def build(folder: Path, arch: str, compile_code: Compile, small: bool = False) -
             cut = f"t{config['tile']}g{config['group']}"
             places = folder / f"{case.name}-{cut}.npz"
             if not places.exists():
-                _write_places(places, weight, template, config)
+                _write_places(places, weight, problem, template, config)
             spelled = "-".join(f"{key[0]}{value}" for key, value in sorted(config.items()))
             name = f"{template.name}-{case.n}x{case.k}-{spelled}"
             if name not in kernels:
@@ -88,9 +88,13 @@ def _pattern(case: Case) -> BlockSparseMatrix:
 
 
 def _write_places(
-    path: Path, weight: BlockSparseMatrix, template: StepTemplate, config: dict[str, Any]
+    path: Path,
+    weight: BlockSparseMatrix,
+    problem: Problem,
+    template: StepTemplate,
+    config: dict[str, Any],
 ) -> None:
-    layout = template.layout(config)
+    layout = template.layout(problem, config)
     operands = dict(pack_steps(weight, layout, "int8"))
     groups = operands["values"].reshape(-1, layout.rows, layout.step // layout.group, layout.group)
     np.savez_compressed(

@@ -28,6 +28,7 @@ class Architecture:
         l2_gbps: All processors together.
         float32_tflops: On CUDA cores.
         half_tflops: float16 or bfloat16 on tensor cores, summed in float32.
+        int8_tops: On tensor cores, summed in int32.
     """
 
     card: str
@@ -38,15 +39,16 @@ class Architecture:
     l2_gbps: float
     float32_tflops: float
     half_tflops: float
+    int8_tops: float
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "sm_80": Architecture("A100", 108, 163, 1935, 40, 4000, 19.5, 312),
-    "sm_86": Architecture("RTX 3090", 82, 99, 936, 6, 2000, 35.6, 71),
-    "sm_89": Architecture("RTX 4090", 128, 99, 1008, 72, 4000, 82.6, 165),
-    "sm_90": Architecture("H100", 132, 227, 3350, 50, 5500, 66.9, 989),
-    "sm_100": Architecture("B200", 148, 227, 8000, 126, 9000, 80, 2250),
-    "sm_120": Architecture("RTX 5090", 170, 99, 1792, 96, 6000, 104.8, 209),
+    "sm_80": Architecture("A100", 108, 163, 1935, 40, 4000, 19.5, 312, 624),
+    "sm_86": Architecture("RTX 3090", 82, 99, 936, 6, 2000, 35.6, 71, 284),
+    "sm_89": Architecture("RTX 4090", 128, 99, 1008, 72, 4000, 82.6, 165, 661),
+    "sm_90": Architecture("H100", 132, 227, 3350, 50, 5500, 66.9, 989, 1979),
+    "sm_100": Architecture("B200", 148, 227, 8000, 126, 9000, 80, 2250, 4500),
+    "sm_120": Architecture("RTX 5090", 170, 99, 1792, 96, 6000, 104.8, 209, 838),
 }
 VARIANTS = ("", *ARCHITECTURES)
 NEWEST_KNOWN = "sm_90"  # what is compiled for where neither a variant nor a GPU says
@@ -78,6 +80,7 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
             "float32": known.float32_tflops * share,
             "float16": known.half_tflops * share,
             "bfloat16": known.half_tflops * share,
+            "int8": known.int8_tops * share,
         },
         memory_gbps=known.memory_gbps,
         cache_bytes=(known.shared_kib << 10, known.l2_mib << 20),

@@ -116,8 +116,7 @@ def pack_int8(
 
     Returns:
         values int32 [nnzb, steps, height] or int8 [nnzb, steps, height * group], starts, indptr,
-        bounds, scale float32 [n], sums int32 [n] (Σ w of each output), constants float32 [6]
-        (s, z, lowest and highest of q, of use in static mode only; s' and z' of a quantised y).
+        bounds, and those of ``quantized_operands``.
     """
     if not isinstance(weight, QuantizedMatrix):
         numbers, scale = quantize_weight(weight)
@@ -128,12 +127,20 @@ def pack_int8(
     flat: Array = (
         values.view(np.int32)[..., 0] if in_words else values.reshape(*values.shape[:2], -1)
     )
+    return ((name, flat), *rest, *quantized_operands(matrix, quantization))
+
+
+def quantized_operands(matrix: BlockSparseMatrix, quantization: Quantization) -> Operands:
+    """What turns int32 sums into numbers.
+
+    Returns:
+        scale float32 [n], sums int32 [n] (Σ w of each output) and constants float32 [6] (s, z,
+        lowest and highest of q, of use in static mode only; s' and z' of a quantised y).
+    """
     low, high = LIMITS[quantization.q_dtype]
     ends = (quantization.x_scale, quantization.x_zero, low, high)
     constants = np.array([*ends, quantization.y_scale, quantization.y_zero], np.float32)
     return (
-        (name, flat),
-        *rest,
         ("scale", quantization.scale),
         ("sums", _row_sums(matrix)),
         ("constants", constants),

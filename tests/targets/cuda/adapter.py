@@ -55,15 +55,16 @@ def ready():
         load_cuda()
 
 
-def run(function, call):
-    """y of one kernel; what it leaves unwritten is NaN."""
+def run(function, call, y_dtype="float32"):
+    """y of one kernel; what it leaves unwritten is NaN, or 7 in integers."""
     import tvm
 
     gpu = tvm.cuda(0)
     x, *others = call.arrays
     if call.kernel.x_dtype:
         x = x.astype(numpy_dtype(call.kernel.x_dtype))
-    y = tvm.runtime.tensor(np.full(call.shape, np.nan, np.float32), gpu)
+    nothing = np.nan if y_dtype == "float32" else 7
+    y = tvm.runtime.tensor(np.full(call.shape, nothing, y_dtype), gpu)
     function(*(tvm.runtime.tensor(array, gpu) for array in (x, *others)), y)
     return y.numpy()
 
@@ -72,7 +73,7 @@ class CudaAdapter(Adapter):
     """All kernels in one module."""
 
     target = "cuda"
-    dtypes = ("float32", "float16", "bfloat16")
+    dtypes = ("float32", "float16", "bfloat16", "int8")
 
     def missing(self):
         return ""
@@ -87,7 +88,9 @@ class CudaAdapter(Adapter):
         return [run(module[name], call) for name, call in zip(names, calls, strict=True)]
 
     def reference(self, template, op, x, tensors):
-        if template.endswith("tensor_cores"):  # they take both sides in the dtype of W
+        if (
+            template.endswith("tensor_cores") and op.quantization is None
+        ):  # they take both sides in the dtype of W
             values = getattr(op.weight, "values", op.weight)
             x = x.astype(values.dtype).astype(np.float32)
         return evaluate(op, x, tensors)

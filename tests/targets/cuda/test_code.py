@@ -26,6 +26,11 @@ FAMILIES = {
         "bfloat16",
         [MMA.format("bf16", "bf16"), "ldmatrix", "cp.async.cg"],
     ),
+    "block_sparse_tensor_cores int8": (
+        "int8",
+        ["mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32", "ldmatrix", "cp.async.cg"],
+    ),
+    "dense_few_rows int8": ("int8", ["dp4a.u32.s32", "shfl.sync.bfly", "ld.global.v4"]),
     "dense_tensor_cores": ("float16", [MMA.format("f16", "f16"), "ldmatrix", "cp.async.cg"]),
     "block_sparse_cuda_cores": ("float32", ["fma.rn.f32", "bar.sync", "st.shared"]),
     "block_sparse_few_rows": ("bfloat16", ["shfl.sync.bfly", "ld.global.v4", "fma.rn.f32"]),
@@ -36,7 +41,9 @@ def source_of(rng, template, dtype, machine):
     weight = block_sparse(rng, (96, 256), (16, 16), 0.5)
     if template.startswith("dense"):
         weight = weight.to_dense()
-    kernel, _ = kernel_for(machine, template, weight, None, dtype, ("bias", "gelu", "residual"))
+    kernel, _ = kernel_for(
+        machine, template.split()[0], weight, None, dtype, ("bias", "gelu", "residual")
+    )
     return cuda_source(compile_kernel(kernel.prim_func, machine))
 
 

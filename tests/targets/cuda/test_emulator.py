@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from bscompile.dialect import LinearOp, evaluate
+from bscompile.dialect.precision import PRECISIONS, in_precision
 from bscompile.targets.cuda.hardware import hardware
 from tests.targets.cuda import adapter
 from tests.targets.cuda.conftest import block_sparse, kernel_for
@@ -24,19 +26,19 @@ FAULTS = {
 }
 
 
-def run_tensor_cores(rng, edit=str):
+def run_tensor_cores(rng, edit=str, dtype="bfloat16"):
     """(y, wanted) of a tensor-core kernel whose source was edited."""
     weight = block_sparse(rng, (64, 256), (16, 16), 0.5)
     bias = rng.standard_normal(64).astype(np.float32)
     x = rng.standard_normal((40, 256)).astype(np.float32)
     machine = hardware("sm_90")
     kernel, _ = kernel_for(
-        machine, "block_sparse_tensor_cores", weight, 40, "bfloat16", tile=32, rows=32, stages=4
+        machine, "block_sparse_tensor_cores", weight, 40, dtype, tile=32, rows=32, stages=4
     )
     module = adapter.compile_module({"kernel": kernel.prim_func}, machine, edit)
     got = adapter.run(module["kernel"], Call(kernel, (x, bias), (40, 64)))
-    narrow = [a.astype(ml_dtypes.bfloat16).astype(np.float64) for a in (x, weight.to_dense())]
-    return got, narrow[0] @ narrow[1].T + bias
+    op = in_precision(LinearOp("layer", weight, ("bias",)), PRECISIONS[dtype])
+    return got, evaluate(op, x.astype(ml_dtypes.bfloat16) if dtype != "int8" else x, (bias,))
 
 
 @pytest.mark.usefixtures("on_emulator")
@@ -56,6 +58,15 @@ def test_a_planted_fault_changes_the_result(rng, fault):
     got, want = run_tensor_cores(rng, plant)
     with np.errstate(invalid="ignore"):
         assert not np.abs(got - want).max() < 1e-2
+
+
+@pytest.mark.usefixtures("on_emulator")
+def test_a_wrong_sign_of_int8_changes_the_result(rng):
+    """And without the fault the same kernel is right."""
+    got, want = run_tensor_cores(rng, dtype="int8")
+    assert_close(got, want, np.float32, 256)
+    wrong, _ = run_tensor_cores(rng, lambda text: str(text).replace(".u8.s8.", ".s8.s8."), "int8")
+    assert np.abs(wrong - want).max() > 1e-2
 
 
 def test_an_instruction_that_it_does_not_know_is_named():

@@ -80,7 +80,7 @@ def test_every_configuration_fits_its_architecture(name):
         for form, dtype in [(f, d) for f in ("dense", "block_sparse") for d in machine.peak_gflops]:
             posed = problem((16, 16), 200, form=form, dtype=dtype, m=None)
             for config in template.space(posed, machine):
-                assert template.shared_bytes(config) <= machine.group_bytes
+                assert template.shared_bytes(config, dtype) <= machine.group_bytes
                 assert template.cost(posed, config, machine) > machine.launch_seconds
 
 

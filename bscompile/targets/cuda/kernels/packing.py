@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile.dialect.precision import PRECISIONS
-from bscompile.formats import BlockSparseMatrix
+from bscompile.dialect import Weight
+from bscompile.dialect.precision import PRECISIONS, QuantizedMatrix
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import Array, Problem
+from bscompile.targets.kernels.packing_narrow import quantized_operands
 
 Operands = tuple[tuple[str, Array], ...]
 
@@ -30,11 +32,13 @@ class Layout:
         rows: Outputs of a tile row.
         group: Neighbouring inputs that are live together.
         step: Inputs of a step; a multiple of ``group``.
+        widest: Inputs that one copy moves at most: 16 bytes of them.
     """
 
     rows: int
     group: int
     step: int
+    widest: int = 8
 
     def __post_init__(self) -> None:
         if self.step % self.group:
@@ -42,7 +46,7 @@ class Layout:
 
     def unit(self, k: int) -> int:
         """Inputs that places in x are counted in: the widest copy that is always aligned."""
-        return gcd(self.group, k, 8)
+        return gcd(self.group, k, self.widest)
 
 
 def groups_for(problem: Problem, step: int) -> int:
@@ -124,6 +128,24 @@ def pack_steps(
         ("starts", (starts // unit).astype(np.int32).reshape(-1, per_step)),
         ("indptr", indptr),
         ("order", order),
+    )
+
+
+def pack_layer(problem: Problem, weight: Weight, layout: Layout) -> Operands:
+    """The operands of a layer's kernel.
+
+    Returns:
+        Those of ``pack_steps``; of an int8 layer also scale float32 [n], sums int32 [n] and
+        constants float32 [6], see ``packing_narrow.pack_int8``.
+    """
+    assert not isinstance(weight, KroneckerSum)
+    if not isinstance(weight, QuantizedMatrix):
+        return pack_steps(weight, layout, problem.dtype)
+    plain = BlockSparseMatrix(weight.values, weight.indices, weight.indptr, weight.shape)
+    matrix = plain.to_dense() if problem.form == "dense" else plain
+    return (
+        *pack_steps(matrix, layout, problem.dtype),
+        *quantized_operands(plain, weight.quantization),
     )
 
 

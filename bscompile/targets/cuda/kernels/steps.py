@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import itemsize
-from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_steps
+from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_layer
 from bscompile.targets.cuda.kernels.roofline import (
     FMA_SHARE,
     MMA_SHARE,
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from bscompile.targets.cuda.kernels.packing import Operands
 
 HALVES = ("float16", "bfloat16")
-_PAD = 8  # elements after each row of a tile in shared memory
+_PAD_BYTES = 16  # after each row of a tile in shared memory
 _MOST = 24  # configurations worth a try
 
 
@@ -29,7 +28,7 @@ class StepTemplate(KernelTemplate):
     """What the three have in common. ``form`` is dense or block_sparse."""
 
     dtypes: tuple[str, ...] = ()
-    step = 64
+    step_bytes = 128
 
     def __init__(self, form: str) -> None:
         self.form = form
@@ -37,15 +36,19 @@ class StepTemplate(KernelTemplate):
 
     kind = ""
 
+    def step(self, dtype: str) -> int:
+        """Inputs of a step."""
+        return self.step_bytes // itemsize(dtype)
+
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Tiles that fit the machine, the cheapest by cost first."""
         if problem.form != self.form or problem.dtype not in self.dtypes:
             return ()
-        group = groups_for(problem, self.step)
+        group = groups_for(problem, self.step(problem.dtype))
         configs = [
             {**shape, "group": group}
             for shape in self.shapes(problem)
-            if self.shared_bytes(shape) <= hardware.group_bytes
+            if self.shared_bytes(shape, problem.dtype) <= hardware.group_bytes
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware))[:_MOST])
 
@@ -53,22 +56,29 @@ class StepTemplate(KernelTemplate):
         """Configurations but for the group."""
         raise NotImplementedError
 
-    def shared_bytes(self, shape: Config) -> int:
+    def shared_bytes(self, shape: Config, dtype: str) -> int:
         """Shared memory of one thread block."""
         raise NotImplementedError
 
-    def layout(self, config: Config) -> Layout:
+    def layout(self, problem: Problem, config: Config) -> Layout:
         """How the configuration cuts a weight."""
-        return Layout(int(config["tile"]), int(config["group"]), self.step)
+        step, widest = self.step(problem.dtype), 16 if problem.dtype == "int8" else 8
+        return Layout(int(config["tile"]), int(config["group"]), step, widest)
 
     def pack(self, problem: Problem, weight: Weight, config: Config) -> Operands:
         """The weight in the layout's steps."""
-        assert not isinstance(weight, KroneckerSum)
-        return pack_steps(weight, self.layout(config), problem.dtype)
+        return pack_layer(problem, weight, self.layout(problem, config))
+
+    @staticmethod
+    def launches(problem: Problem, multiplied: str) -> int:
+        """Of one call, those included that make x what is ``multiplied``."""
+        if problem.x_dtype in (multiplied, "int8", "uint8"):
+            return 1
+        return 3 if problem.activation == "tensor" else 2
 
     def work(self, problem: Problem, config: Config, rate: float) -> Work:
         """What the launch does: each tile of x is read again for every tile row."""
-        layout, rows = self.layout(config), int(config["rows"])
+        layout, rows = self.layout(problem, config), int(config["rows"])
         tile_rows, tiles = -(-problem.n // layout.rows), -(-problem.rows // rows)
         steps, size = expected_steps(problem, layout), itemsize(problem.dtype)
         return Work(
@@ -85,7 +95,7 @@ class TensorCores(StepTemplate):
     """Configuration: ``tile`` outputs x ``rows``, warps along both, ``stages``, ``group``."""
 
     kind = "tensor_cores"
-    dtypes = HALVES
+    dtypes = (*HALVES, "int8")
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Tiles of at least one fragment for each of up to eight warps."""
@@ -109,38 +119,36 @@ class TensorCores(StepTemplate):
                 ]
         return found
 
-    def shared_bytes(self, shape: Config) -> int:
+    def shared_bytes(self, shape: Config, dtype: str) -> int:
         """The ring, and the sums on their way out."""
         tile, rows = int(shape["tile"]), int(shape["rows"])
-        ring = int(shape["stages"]) * (tile + rows) * (self.step + _PAD) * 2
+        ring = int(shape["stages"]) * (tile + rows) * (self.step_bytes + _PAD_BYTES)
         return ring + rows * (tile + 4) * 4
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call, with the pass over x that makes it narrow."""
         rate = hardware.peak_gflops[problem.dtype] * 1e9 * MMA_SHARE
-        cost = seconds(hardware, self.work(problem, config, rate))
-        if problem.x_dtype != problem.dtype:
-            cost += hardware.launch_seconds
-        return cost
+        more = self.launches(problem, problem.dtype) - 1
+        return seconds(hardware, self.work(problem, config, rate)) + more * hardware.launch_seconds
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
     ) -> Kernel:
-        """Pack the weight and schedule the kernel; x comes in the dtype that is multiplied."""
+        """Pack the weight and schedule the kernel; 16-bit x comes as it is multiplied."""
         from bscompile.targets.cuda.kernels.code import tensor_core
 
         operands = self.pack(problem, weight, config)
         func = tensor_core.kernel(
             problem,
             operands,
-            self.layout(config),
+            self.layout(problem, config),
             problem.dtype,
             rows=int(config["rows"]),
             warps_m=int(config["warps_m"]),
             warps_n=int(config["warps_n"]),
             stages=int(config["stages"]),
         )
-        return Kernel(func, operands, x_dtype=problem.dtype)
+        return Kernel(func, operands, x_dtype="" if problem.dtype == "int8" else problem.dtype)
 
 
 class CudaCores(StepTemplate):
@@ -148,7 +156,6 @@ class CudaCores(StepTemplate):
 
     kind = "cuda_cores"
     dtypes = ("float32",)
-    step = 32
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Tiles in which a thread has at most 8x8 sums."""
@@ -161,9 +168,9 @@ class CudaCores(StepTemplate):
             if 64 <= rows * tile // own**2 <= 256
         ]
 
-    def shared_bytes(self, shape: Config) -> int:
+    def shared_bytes(self, shape: Config, dtype: str) -> int:
         """One step of both sides; without rows of padding it must fit what needs no opt-in."""
-        return (int(shape["tile"]) + int(shape["rows"])) * (self.step + 1) * 4
+        return (int(shape["tile"]) + int(shape["rows"])) * (self.step_bytes + 4)
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call; 2x2 sums read shared memory as often as they multiply."""
@@ -182,7 +189,7 @@ class CudaCores(StepTemplate):
         func = simt.kernel(
             problem,
             operands,
-            self.layout(config),
+            self.layout(problem, config),
             rows=int(config["rows"]),
             threads_m=int(config["threads_m"]),
             threads_n=int(config["threads_n"]),
@@ -194,7 +201,11 @@ class FewRows(StepTemplate):
     """Configuration: ``rows`` at a time, ``tile``, ``split`` warps for each tile row, ``group``."""
 
     kind = "few_rows"
-    dtypes = ("float32", *HALVES)
+    dtypes = ("float32", *HALVES, "int8")
+
+    def step(self, dtype: str) -> int:
+        """Inputs of a step: so few that a warp has several outputs of it."""
+        return 64
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """As few passes over W as the sums' registers allow."""
@@ -206,7 +217,7 @@ class FewRows(StepTemplate):
             for split in (1, 2, 4, 8)
         ]
 
-    def shared_bytes(self, shape: Config) -> int:
+    def shared_bytes(self, shape: Config, dtype: str) -> int:
         """The warps' sums; a warp has at most 32 outputs."""
         return int(shape["split"]) * int(shape["rows"]) * 32 * 4
 
@@ -214,15 +225,17 @@ class FewRows(StepTemplate):
         """Expected seconds of one call: every warp reads x for itself, once for each product."""
         rate = hardware.peak_gflops["float32"] * 1e9 * 0.25
         work = self.work(problem, config, rate)
-        split, layout = int(config["split"]), self.layout(config)
+        split, layout = int(config["split"]), self.layout(problem, config)
         lanes = min(32, layout.step // layout.unit(problem.k))
         blocks = work.blocks * layout.rows * lanes // 32
         filled = min(1.0, blocks * split / (8 * hardware.cores))
         rows = int(config["rows"])
         tiles, steps = -(-problem.rows // rows), expected_steps(problem, layout)
         parts = layout.rows * lanes // 32  # warps that a tile row's outputs are shared by
-        size = itemsize(problem.dtype) * layout.rows + itemsize(problem.x_dtype) * rows * parts
-        return seconds(
+        multiplied = problem.dtype if problem.dtype == "int8" else problem.x_dtype
+        size = itemsize(problem.dtype) * layout.rows + itemsize(multiplied) * rows * parts
+        more = self.launches(problem, multiplied) - 1
+        return more * hardware.launch_seconds + seconds(
             hardware,
             Work(
                 blocks=blocks,
@@ -244,7 +257,7 @@ class FewRows(StepTemplate):
         func = gemv.kernel(
             problem,
             operands,
-            self.layout(config),
+            self.layout(problem, config),
             problem.dtype,
             rows=int(config["rows"]),
             split=int(config["split"]),

@@ -63,6 +63,47 @@ inline void mma_m16n8k16(bool bfloat, float* d0, float* d1, float* d2, float* d3
   });
 }
 
+inline int byte_of(uint32_t word, int which, bool with_sign) {
+  uint8_t bits = static_cast<uint8_t>(word >> (8 * which));
+  return with_sign ? static_cast<int8_t>(bits) : bits;
+}
+
+// mma.m16n8k32 of 8-bit integers, sums in int32. With g = lane / 4, t = lane % 4:
+// A: rows g and g + 8, columns 4t..4t+3 and those + 16; B: rows 4t..4t+3 and those + 16, column g;
+// C and D as of m16n8k16.
+inline void mma_m16n8k32(bool a_signed, int* d0, int* d1, int* d2, int* d3, uint32_t a0, uint32_t a1,
+                         uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, int c0, int c1, int c2,
+                         int c3) {
+  struct Brought { int* d[4]; uint32_t a[4], b[2]; int c[4]; };
+  Brought mine{{d0, d1, d2, d3}, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
+  meet(warps[warp()], lane(), 32, &mine, [a_signed](void** all) {
+    static int A[16][32], B[32][8], D[32][4];
+    for (int l = 0; l < 32; l++) {
+      auto* one = static_cast<Brought*>(all[l]);
+      int g = l / 4, t = l % 4;
+      for (int e = 0; e < 4; e++) {
+        for (int part = 0; part < 4; part++)
+          A[g + 8 * (part % 2)][4 * t + e + 16 * (part / 2)] = byte_of(one->a[part], e, a_signed);
+        for (int part = 0; part < 2; part++) B[4 * t + e + 16 * part][g] = byte_of(one->b[part], e, true);
+      }
+    }
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) {
+        int row = l / 4 + 8 * (i / 2), column = 2 * (l % 4) + i % 2;
+        int sum = static_cast<Brought*>(all[l])->c[i];
+        for (int k = 0; k < 32; k++) sum += A[row][k] * B[k][column];
+        D[l][i] = sum;
+      }
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) *static_cast<Brought*>(all[l])->d[i] = D[l][i];
+  });
+}
+
+inline int dp4a(bool a_signed, bool b_signed, int a, int b, int sum) {
+  for (int i = 0; i < 4; i++) sum += byte_of(a, i, a_signed) * byte_of(b, i, b_signed);
+  return sum;
+}
+
 // cp.async: nothing arrives before its own thread waits for the group.
 struct Copy { uint32_t to; const void* from; int bytes, read; };
 struct Copies { std::vector<Copy> open; std::vector<std::vector<Copy>> groups; };

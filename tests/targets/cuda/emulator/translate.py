@@ -73,6 +73,12 @@ def instruction(text: str, outputs: list[str], inputs: list[str]) -> str:
     if "mma.sync.aligned.m16n8k16.row.col.f32" in text:
         to = ", ".join(f"&({o})" for o in outputs)
         return f"emu::mma_m16n8k16({'true' if '.bf16.' in text else 'false'}, {to}, {taken});"
+    if found := re.search(r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.([us])8\.s8\.s32", text):
+        to = ", ".join(f"&({o})" for o in outputs)
+        return f"emu::mma_m16n8k32({'true' if found[1] == 's' else 'false'}, {to}, {taken});"
+    if found := re.search(r"dp4a\.([us])32\.([us])32", text):
+        signs = ", ".join("true" if sign == "s" else "false" for sign in found.groups())
+        return f"{outputs[0]} = emu::dp4a({signs}, {taken});"
     if re.search(r"cp\.async\.c[ag]\.shared\.global", text):
         size = re.search(r"\[%\d+\](?:\.\w+)?,\s*\[%\d+\](?:\.\w+)?,\s*(%\d+|\d+)", text)
         given = [inputs[0], f"(const void*)({inputs[1]})"]

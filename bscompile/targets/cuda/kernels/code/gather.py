@@ -31,22 +31,23 @@ def definition(
         operands: As packing.pack_steps makes them.
         layout: How they were cut.
         rows: Rows of x in a tile.
-        multiplied: dtype of x and of the values.
+        multiplied: dtype of the values, and of x unless that is int8.
     """
     return generate(
         "block_sparse_steps",
         problem,
-        multiplied,
+        problem.x_dtype if multiplied == "int8" else multiplied,
         operands,
-        lambda args: _body(args, problem, layout, rows, multiplied),
+        lambda args: _body(args, problem, layout, rows),
     )
 
 
-def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, multiplied: str) -> None:
+def _body(args: Arguments, problem: Problem, layout: Layout, rows: int) -> None:
     n, k = problem.n, problem.k
     wide, step, group = layout.rows, layout.step, layout.group
     unit, tile_rows = layout.unit(k), -(-n // wide)
-    values, starts, indptr, order = args.operands
+    values, starts, indptr, order = args.operands[:4]
+    summed = "float32" if args.integers is None else "int32"
     # Steps of one tile row, at most: the staging buffers need a bound, and keep a few of them.
     bound = -(-k // group) // (step // group) + 1
     with T.grid(tile_rows, tiles(args.m, rows)) as (tile, at), T.sblock("outer"):
@@ -58,9 +59,9 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, multipli
         count = T.bind(indptr[vr + 1] - indptr[vr])
         first = T.bind(indptr[vr])
         column = T.bind(order[vr] * wide)
-        xg = T.sblock_alloc_buffer((bound, rows, step), multiplied)
-        wg = T.sblock_alloc_buffer((bound, wide, step), multiplied)
-        total = T.sblock_alloc_buffer((rows, wide), "float32")
+        xg = T.sblock_alloc_buffer((bound, rows, step), str(args.x.dtype))
+        wg = T.sblock_alloc_buffer((bound, wide, step), str(values.dtype))
+        total = T.sblock_alloc_buffer((rows, wide), summed)
         row_of = _row(args.m, vm, rows)
         with T.grid(T.min(count, bound), rows, step) as (j, i, c), T.sblock("XG"):
             vj, vi, vc = T.axis.remap("SSS", [j, i, c])
@@ -78,8 +79,8 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, multipli
             T.reads(xg[vj, vi, vc], wg[vj, vo, vc])
             T.writes(total[vi, vo])
             with T.init():
-                T.buffer_store(total, T.float32(0), [vi, vo])
-            product = T.cast(xg[vj, vi, vc], "float32") * T.cast(wg[vj, vo, vc], "float32")
+                T.buffer_store(total, T.cast(T.int32(0), summed), [vi, vo])
+            product = T.cast(xg[vj, vi, vc], summed) * T.cast(wg[vj, vo, vc], summed)
             T.buffer_store(total, total[vi, vo] + product, [vi, vo])
         with T.grid(rows, wide) as (i, o), T.sblock("Y"):
             vi, vo = T.axis.remap("SS", [i, o])

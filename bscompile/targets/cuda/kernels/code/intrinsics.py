@@ -50,13 +50,17 @@ def cuda_intrinsics() -> Any:
 
 
 @cache
-def mma_names(dtype: str) -> dict[str, str]:
+def mma_names(x_dtype: str, dtype: str) -> dict[str, str]:
     """Role -> name of the intrinsic: load_a, load_b, compute, init, store.
 
-    TVM registers those of float16; bfloat16's are the same with another type name.
+    TVM registers those of float16, and int8 for other scopes. bfloat16's are float16's with
+    another type name; x in uint8 is read like int8.
     """
+    made = cuda_intrinsics()
+    if dtype == "int8":
+        return _int8_names(made, x_dtype)
     names: dict[str, str] = dict(
-        cuda_intrinsics().get_mma_intrin_group(
+        made.get_mma_intrin_group(
             "shared.dyn", "shared.dyn", "float16", "float32", False, True, True
         )
     )
@@ -64,11 +68,38 @@ def mma_names(dtype: str) -> dict[str, str]:
         for role in ("load_a", "load_b", "compute"):
             half = TensorIntrin.get(names[role])
             names[role] = f"bscompile_bf16_{names[role]}"
-            meaning, code = (_as_bfloat16(func) for func in (half.desc, half.impl))
-            TensorIntrin.register(names[role], meaning, code, override=True)
+            parts = (_with(func, ("float16", "bfloat16"), ('"fp16"', '"bf16"'))
+                     for func in (half.desc, half.impl))  # fmt: skip
+            TensorIntrin.register(names[role], *parts, override=True)
     return names
 
 
-def _as_bfloat16(func: Any) -> Any:
-    text = func.script().replace("float16", "bfloat16").replace('"fp16"', '"bf16"')
+def _int8_names(made: Any, x_dtype: str) -> dict[str, str]:
+    load_a, load_b = (
+        made.get_ldmatrix_intrin(32, "int8", side, side == "B", "shared.dyn") for side in "AB"
+    )
+    compute = made.get_mma_intrin(32, "int8", "int8", "int32", False, True)
+    if x_dtype == "uint8":
+        load_a = tuple(_with(func, ('"int8"', '"uint8"')) for func in load_a)
+        first = ('A: T.Buffer((32, 16), "int8"', 'A: T.Buffer((32, 16), "uint8"')
+        operands = ('"int8", "int8", "int32"', '"uint8", "int8", "int32"')
+        compute = tuple(_with(func, first, operands) for func in compute)
+    parts = {
+        "load_a": load_a,
+        "load_b": load_b,
+        "compute": compute,
+        "init": made.get_mma_fill_intrin("int32", 8),
+        "store": made.get_mma_store_intrin("int32", 8, "shared.dyn", False),
+    }
+    names = {role: f"bscompile_{x_dtype}_{role}" for role in parts}
+    for role, functions in parts.items():
+        TensorIntrin.register(names[role], *functions, override=True)
+    return names
+
+
+def _with(func: Any, *changes: tuple[str, str]) -> Any:
+    """The function with pieces of its text changed."""
+    text = func.script()
+    for old, new in changes:
+        text = text.replace(old, new)
     return tvm.script.from_source(text)

@@ -11,7 +11,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect import TENSOR_STEPS
+from bscompile.dialect.quantization import LIMITS
 from bscompile.targets.base import Array, Problem
+from bscompile.targets.cuda.kernels.code.integers import Integers, quantized
 
 Expr = Any  # a TIR expression or an int
 Buffer = Any
@@ -24,10 +26,11 @@ class Arguments:
 
     Attributes:
         m: Rows of x and y: an int, or an int64 variable.
-        x: [m, k].
+        x: [m, k], in what is multiplied.
         y: [m, n], in the problem's y_dtype.
         operands: The packed weight's buffers.
         steps: Epilogue steps with their tensor, None for activations.
+        integers: What an int8 layer's sums stand for; None for others.
     """
 
     m: Expr
@@ -35,9 +38,12 @@ class Arguments:
     y: Buffer
     operands: tuple[Buffer, ...]
     steps: tuple[tuple[str, Buffer | None], ...]
+    integers: Integers | None = None
 
     def finish(self, total: Expr, row: Expr, column: Expr) -> Expr:
         """The epilogue of y[row, column], in float32, rounded to y's dtype at the end."""
+        if self.integers is not None:
+            total = self.integers.real(total, row, column)
         for step, tensor in self.steps:
             if step == "bias":
                 assert tensor is not None
@@ -47,11 +53,14 @@ class Arguments:
                 total = total + T.cast(tensor[row, column], "float32")
             else:
                 total = _ACTIVATIONS[step](total)
+        if str(self.y.dtype) in LIMITS and self.integers is not None:
+            return self.integers.leave(total, str(self.y.dtype))
         return T.cast(total, str(self.y.dtype))
 
     def reads(self, row: Expr, column: Expr) -> list[Any]:
-        """The elements of epilogue tensors that y[row, column] takes."""
-        return [
+        """The elements of other tensors that y[row, column] takes."""
+        integers = [] if self.integers is None else self.integers.reads(row, column)
+        return integers + [
             tensor[column] if step == "bias" else tensor[row, column]
             for step, tensor in self.steps
             if tensor is not None
@@ -69,11 +78,13 @@ def generate(
 
     Args:
         name: Of the kernel in profiles.
-        problem: The layer; the epilogue's tensors have the dtype of y.
+        problem: The layer; the epilogue's tensors have the dtype of y, or float32 in int8.
         x_dtype: In which the kernel takes x, see Kernel.x_dtype.
-        operands: The packed weight.
+        operands: The packed weight; of an int8 layer the last three are what
+            ``quantized_operands`` gives. Such a layer quantises x in launches of its own.
         body: Emits the kernel.
     """
+    beside = "float32" if problem.dtype == "int8" else problem.y_dtype
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -93,7 +104,7 @@ def generate(
                 for handle, (_, array) in zip(weights, operands, strict=True)
             )
             buffers = [
-                T.match_buffer(handle, shapes[step], problem.y_dtype)
+                T.match_buffer(handle, shapes[step], beside)
                 for handle, step in zip(tensors, wanted, strict=True)
             ]
             y_buffer = T.match_buffer(y, (m, problem.n), problem.y_dtype)
@@ -101,7 +112,10 @@ def generate(
                 (step, buffers.pop(0) if step in TENSOR_STEPS else None)
                 for step in problem.epilogue
             )
-            body(Arguments(m, x_buffer, y_buffer, weight_buffers, steps))
+            integers = None
+            if problem.dtype == "int8":
+                x_buffer, integers = quantized(m, x_buffer, weight_buffers[-3:], problem)
+            body(Arguments(m, x_buffer, y_buffer, weight_buffers, steps, integers))
         return builder.get()
 
 

@@ -1,8 +1,9 @@
-"""The schedule of packed steps on tensor cores: cp.async ring, ldmatrix, mma.m16n8k16.
+"""The schedule of packed steps on tensor cores: cp.async ring, ldmatrix, mma.
 
 A thread block of ``warps_m x warps_n`` warps owns one tile of y. A ring of ``stages`` buffers in
-shared memory is filled by asynchronous copies while earlier steps are multiplied; fragments of
-16x16 go to registers by ldmatrix; sums stay in float32. sm_80 and newer.
+shared memory is filled by asynchronous copies while earlier steps are multiplied; fragments go
+to registers by ldmatrix. 16-bit operands take mma.m16n8k16 with sums in float32, 8-bit ones
+mma.m16n8k32 with sums in int32. sm_80 and newer.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from typing import Any
 import tvm
 from tvm.s_tir import Schedule
 
+from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import Problem
 from bscompile.targets.cuda.kernels.code.gather import definition
 from bscompile.targets.cuda.kernels.code.intrinsics import cuda_intrinsics, mma_names
 from bscompile.targets.cuda.kernels.code.signature import Operands
 from bscompile.targets.cuda.kernels.packing import Layout
 
-_FRAGMENT = 16  # side of what one mma takes
-_PAD = 8  # elements after each row in shared memory: ldmatrix then meets no bank twice
+_FRAGMENT = 16  # rows and outputs of what is multiplied at once
+_DEPTH_BYTES = 32  # of the inputs of that
+_PAD_BYTES = 16  # after each row in shared memory: ldmatrix then meets no bank twice
 
 
 def kernel(
@@ -39,7 +42,7 @@ def kernel(
         problem: The layer.
         operands: As packing.pack_steps makes them.
         layout: How they were cut; ``layout.rows`` is a multiple of ``16 * warps_n``.
-        multiplied: ``float16`` or ``bfloat16``.
+        multiplied: ``float16``, ``bfloat16`` or ``int8``.
         rows: Rows of x in a tile; a multiple of ``16 * warps_m``.
         warps_m: Warps side by side along the rows.
         warps_n: And along the outputs.
@@ -47,7 +50,10 @@ def kernel(
     """
     func = definition(problem, operands, layout, rows, multiplied)
     sch = Schedule(tvm.IRModule({"main": func}))
-    names, warps = mma_names(multiplied), warps_m * warps_n
+    x_dtype = "uint8" if problem.x_dtype == "float32" else problem.x_dtype
+    names = mma_names(x_dtype if multiplied == "int8" else multiplied, multiplied)
+    warps, size = warps_m * warps_n, itemsize(multiplied)
+    deep = _DEPTH_BYTES // size
     row, tile = sch.get_loops(sch.get_sblock("outer"))
     sch.bind(row, "blockIdx.y")
     sch.bind(tile, "blockIdx.x")
@@ -56,7 +62,7 @@ def kernel(
     inner = sch.get_sblock("C")
     i, n, step, c = sch.get_loops(inner)
     (i_out, i_in), (n_out, n_in), (c_out, c_in) = (
-        sch.split(v, [None, _FRAGMENT]) for v in (i, n, c)
+        sch.split(v, [None, side]) for v, side in ((i, _FRAGMENT), (n, _FRAGMENT), (c, deep))
     )
     sch.reorder(i_out, n_out, step, c_out, i_in, n_in, c_in)
     fragment = sch.blockize(i_in)
@@ -67,20 +73,20 @@ def kernel(
     sch.bind(warp, "threadIdx.y")
 
     # x and W into the ring.
-    copy = min(8, layout.unit(problem.k))
-    for name, vector, side in (("XG", copy, rows), ("WG", 8, layout.rows)):
+    copy, widest = layout.unit(problem.k), 16 // size
+    for name, vector, side in (("XG", copy, rows), ("WG", widest, layout.rows)):
         block = sch.get_sblock(name)
         sch.set_scope(block, 0, "shared.dyn")
         sch.compute_at(block, step)
         _spread(sch, block, warps, vector, side * layout.step)
-        sch.storage_align(block, 0, axis=-2, factor=16, offset=_PAD)
+        sch.storage_align(block, 0, axis=-2, factor=deep, offset=_PAD_BYTES // size)
 
     # Fragments into registers.
     loads = []
     for operand in (0, 1):
         block = sch.cache_read(fragment, operand, "warp")
         sch.compute_at(block, c_out)
-        loads.append((block, _fragments(sch, block)))
+        loads.append((block, _fragments(sch, block, deep)))
     # The sums leave through shared memory; straight from registers they would spill.
     sch.set_scope(inner, 0, "shared.dyn")
     store = sch.cache_write(fragment, 0, "warp")
@@ -89,12 +95,12 @@ def kernel(
     _spread(
         sch, sch.get_sblock("Y"), warps, _store_vector(problem, layout, rows), rows * layout.rows
     )
-    stored = _fragments(sch, store)
+    stored = _fragments(sch, store, _FRAGMENT)
     sch.decompose_reduction(fragment, step)
 
     for block, _ in loads:
-        _to_lanes(sch, block, "write", leading=True)
-    _to_lanes(sch, store, "read", leading=False)
+        _to_lanes(sch, block, "write", deep, leading=True)
+    _to_lanes(sch, store, "read", _FRAGMENT, leading=False)
     for loop, key in (
         (loads[0][1], "load_a"),
         (loads[1][1], "load_b"),
@@ -104,7 +110,7 @@ def kernel(
     ):
         sch.tensorize(loop, names[key])
     sch.unroll(c_out)
-    if copy >= 2:  # cp.async moves 4 bytes at least
+    if copy * size >= 4:  # cp.async moves no less
         sch.annotate(step, "software_pipeline_stage", [0, 0, stages - 1])
         sch.annotate(step, "software_pipeline_order", [0, 1, 2])
         sch.annotate(step, "software_pipeline_async_stages", [0])
@@ -133,21 +139,25 @@ def _spread(sch: Schedule, block: Any, warps: int, vector: int, elements: int) -
     sch.unroll(again)
 
 
-def _fragments(sch: Schedule, block: Any) -> Any:
-    """Cut the last two loops into 16x16 fragments; the loop that begins one."""
+def _fragments(sch: Schedule, block: Any, deep: int) -> Any:
+    """Cut the last two loops into fragments of 16 x ``deep``; the loop that begins one."""
     a, b = sch.get_loops(block)[-2:]
-    (a_out, a_in), (b_out, b_in) = sch.split(a, [None, _FRAGMENT]), sch.split(b, [None, _FRAGMENT])
+    (a_out, a_in), (b_out, b_in) = sch.split(a, [None, _FRAGMENT]), sch.split(b, [None, deep])
     sch.reorder(a_out, b_out, a_in, b_in)
     return a_in
 
 
-def _to_lanes(sch: Schedule, block: Any, side: str, *, leading: bool) -> None:
-    """A fragment becomes 32 lanes x 8 values, as ldmatrix gives and mma takes them."""
-    lane_of = cuda_intrinsics().shared_16x16_to_ldmatrix_32x8_layout
+def _to_lanes(sch: Schedule, block: Any, side: str, deep: int, *, leading: bool) -> None:
+    """A fragment becomes 32 lanes x their values, as ldmatrix gives and mma takes them."""
+    layouts = cuda_intrinsics()
+    lane_of = (
+        layouts.shared_16x16_to_ldmatrix_32x8_layout
+        if deep == _FRAGMENT
+        else layouts.shared_16x32_to_ldmatrix_32x16_layout
+    )
 
     def place(a: Any, b: Any) -> list[Any]:
-        inside = lane_of(a % _FRAGMENT, b % _FRAGMENT)
-        return [a // _FRAGMENT, b // _FRAGMENT, *inside]
+        return [a // _FRAGMENT, b // deep, *lane_of(a % _FRAGMENT, b % deep)]
 
     index = (lambda z, a, b: [z, *place(a, b)]) if leading else place
     sch.transform_layout(block, (side, 0), index)
