@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from bscompile.targets.cpu.static.processors import PROCESSORS
 from tests.targets.running import MACHINES
 
 SIGMOID = special.expit
@@ -32,7 +33,7 @@ def inputs():
     ).astype(np.float32)
 
 
-def compile_function(machine, name, lanes):
+def make_function(name, lanes):
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
@@ -47,14 +48,14 @@ def compile_function(machine, name, lanes):
             with T.serial(0, COUNT // lanes) as i, emit.opaque():
                 value = getattr(vector_math, name)(emit.load(x, i * lanes, lanes=lanes), lanes)
                 emit.store(y, value, i * lanes, lanes=lanes)
-        return machine.compile(builder.get())
+        return builder.get()
 
 
 def run(machine, name, x, lanes):
     import tvm
 
     held = tvm.runtime.tensor(x), tvm.runtime.tensor(np.zeros_like(x))
-    compile_function(machine, name, lanes)(*held)
+    machine.compile(make_function(name, lanes))(*held)
     return held[1].numpy()
 
 
@@ -94,3 +95,14 @@ def test_a_large_negative_input_gives_exactly_zero(machine):
     x = np.full(COUNT, -1e4, np.float32)
     for name in ("gelu", "gelu_tanh", "silu"):
         assert (run(machine, name, x, 16) == 0).all()
+
+
+def test_qemu_riscv64_dies_of_a_conversion_towards_zero_that_begins_a_page():
+    # Before version 8.0, and only by chance of the layout: so there is no such conversion at all.
+    import tvm
+
+    target = dict(PROCESSORS["riscv64"].target)
+    module = tvm.IRModule({"f": make_function("silu", 8)})
+    assembly = tvm.compile(module, target=tvm.target.Target(target)).mod.inspect_source("asm")
+    assert "vfcvt.f.x.v" in assembly
+    assert ".rtz" not in assembly

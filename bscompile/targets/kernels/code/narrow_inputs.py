@@ -16,6 +16,7 @@ from bscompile.dialect.quantization import LIMITS
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import Product, to_bfloat16
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
+from bscompile.targets.kernels.code.vector_math import nearest
 
 _LANES = 16
 _SERIAL = 1 << 14  # elements of x that one task prepares in less than starting others takes
@@ -164,18 +165,19 @@ def _quantize_row(
     if mode != "static":
         assert limits is not None
         negative = T.bind(T.float32(0) - limits[0])
-        zero = T.bind(T.max(T.min(_nearest(divide(negative, 1)), high), low))
+        whole = T.bind(T.nearbyint(T.bind(divide(negative, 1))))
+        zero = T.bind(T.max(T.min(whole, high), low))
+    offset = T.bind(T.cast(zero + shift, "int32"))
 
     def quantize(at: Expr, size: int) -> None:
         ratio = divide(emit.load(args.x, row, at, lanes=size), size)
         # Limits first: rounding keeps whole limits.
         ratio = T.max(T.min(ratio, emit.splat(high - zero, size)), emit.splat(low - zero, size))
-        moved = _nearest(ratio) + emit.splat(zero + shift, size)
-        _store(inputs.x, T.cast(moved, _vector("int32", size)), row, at, size)
+        _store(inputs.x, nearest(ratio, size) + emit.splat(offset, size), row, at, size)
 
     _each(k, quantize)
     T.buffer_store(inputs.scale, scale, [row])
-    T.buffer_store(inputs.zero, T.cast(zero + shift, "int32"), [row])
+    T.buffer_store(inputs.zero, offset, [row])
 
 
 def quantizer(constants: Buffer, dtype: str) -> Callable[[Expr, int], Expr]:
@@ -184,18 +186,13 @@ def quantizer(constants: Buffer, dtype: str) -> Callable[[Expr, int], Expr]:
 
     def quantize(value: Expr, lanes: int) -> Expr:
         scale, zero = (emit.splat(constants[i], lanes) for i in (4, 5))
+        offset = emit.splat(T.cast(constants[5], "int32"), lanes)
         # Limits first: rounding keeps whole limits.
         ratio = T.min(value / scale, emit.constant(high, lanes) - zero)
         ratio = T.max(ratio, emit.constant(low, lanes) - zero)
-        whole = T.cast(_nearest(ratio) + zero, _vector("int32", lanes))
-        return T.cast(whole, _vector(dtype, lanes))
+        return T.cast(nearest(ratio, lanes) + offset, _vector(dtype, lanes))
 
     return quantize
-
-
-def _nearest(value: Expr) -> Expr:
-    """Rounded to nearest even; one instruction where there is one, vrndscaleps or roundps."""
-    return T.bind(T.nearbyint(T.bind(value)))
 
 
 def _store(x: Buffer, value: Expr, row: Expr, at: Expr, size: int) -> None:
