@@ -10,12 +10,9 @@ caches or how many instructions a core starts at once.
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -36,53 +33,26 @@ TARGETS = [  # target, precision, processor to emulate
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as name:
-        plugin = Path(name) / "count.so"
-        source = Path(__file__).parent / "count_instructions.c"
-        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", plugin], check=True)
-        print(f"{ROWS} rows, {WIDTH} -> {WIDTH}, {DENSITY:.0%} of the blocks, thousands per call")
-        print(f"{'target':20} {'dtype':9} {'emulated':36} {'dense':>9} ", end="")
-        print(f"{'16x16':>9} {'ratio':>6} {'32x32':>9} {'ratio':>6}")
-        for target, precision, processor in TARGETS:
-            environment = {**os.environ, **({"QEMU_CPU": processor} if processor else {})}
-            dense, *sparse = (
-                count(target, precision, block, plugin, environment) for block in (None, 16, 32)
-            )
-            row = f"{target:20} {precision:9} {processor:36} {dense / 1e3:9.0f} "
-            row += " ".join(f"{n / 1e3:9.0f} {dense / n:6.2f}" for n in sparse)
-            print(row, flush=True)
+    print(f"{ROWS} rows, {WIDTH} -> {WIDTH}, {DENSITY:.0%} of the blocks, thousands per call")
+    print(f"{'target':20} {'dtype':9} {'emulated':36} {'dense':>9} ", end="")
+    print(f"{'16x16':>9} {'ratio':>6} {'32x32':>9} {'ratio':>6}")
+    for target, precision, processor in TARGETS:
+        dense, *sparse = (count(target, precision, block, processor) for block in (None, 16, 32))
+        row = f"{target:20} {precision:9} {processor:36} {dense / 1e3:9.0f} "
+        row += " ".join(f"{n / 1e3:9.0f} {dense / n:6.2f}" for n in sparse)
+        print(row, flush=True)
     return 0
 
 
-def count(target: str, precision: str, block: int | None, plugin: Path, environment: dict) -> int:
+def count(target: str, precision: str, block: int | None, processor: str) -> int:
     """Instructions of one call of the layer's kernel."""
-    from bscompile.targets.native import MACHINES
-    from bscompile.targets.native.build import EXECUTABLE, build_static
-
     context, kernel, x, y_dtype = layer(target, precision, block)
-    program, params = program_of(kernel, x, y_dtype)
-    code = context.target.build.keywords["code"](context.hardware)
-    machine = MACHINES[context.hardware.machine]
-    kernels = {"layer": kernel.prim_func.with_attr("global_symbol", "layer")}
-    members = build_static(program, kernels, params, machine, code, 1)
-    with tempfile.TemporaryDirectory() as name:
-        from bscompile.artifact.program import weights_image
-
-        model, weights = Path(name) / "model", Path(name) / "weights.bin"
-        model.write_bytes(members[EXECUTABLE])
-        model.chmod(0o755)
-        weights.write_bytes(b"".join(weights_image(params)))
-        emulator = [f"qemu-{machine.name}", "-plugin", plugin, model, weights, "--repeat"]
-        totals = []
-        for repeat in ("1", "3"):
-            done = subprocess.run(
-                [*emulator, repeat], input=x.tobytes(), env=environment, capture_output=True
-            )
-            found = re.search(rb"instructions: (\d+)", done.stderr)
-            if done.returncode or not found:
-                sys.exit(f"{target}: {done.stderr.decode(errors='replace')}")
-            totals.append(int(found[1]))
-    return (totals[1] - totals[0]) // 2
+    assert context.target.compile_kernel is not None
+    counted = context.target.compile_kernel(kernel.prim_func, context.hardware)
+    arrays = [x, *(np.ascontiguousarray(array) for _, array in kernel.operands)]
+    with mock.patch.dict(os.environ, {"QEMU_CPU": processor} if processor else {}):
+        _, seconds = counted.count(arrays, np.zeros((ROWS, WIDTH), y_dtype))
+    return round(seconds * 1e9)
 
 
 def layer(target: str, precision: str, block: int | None):
@@ -118,19 +88,6 @@ def layer(target: str, precision: str, block: int | None):
     _, _, template, config = min(choices, key=lambda choice: choice[:2])
     kernel = template.build(problem, kernel_weight(op), config, hardware)
     return context, kernel, x, problem.y_dtype
-
-
-def program_of(kernel, x, y_dtype):
-    """(program, params) of one call."""
-    from bscompile.artifact.program import Buffer, Program, Step, Storage
-
-    params = [np.ascontiguousarray(array) for _, array in kernel.operands]
-    arrays = [x, *params, np.empty((ROWS, WIDTH), y_dtype)]
-    buffers = [Buffer(i, 0, array.shape, array.dtype.name) for i, array in enumerate(arrays)]
-    roles = ["input", *["param"] * len(params), "scratch"]
-    storages = [Storage(b.bytes, role) for b, role in zip(buffers, roles, strict=True)]
-    step = Step("layer", tuple(range(len(buffers))))
-    return Program(tuple(storages), tuple(buffers), (step,), (len(buffers) - 1,)), params
 
 
 if __name__ == "__main__":

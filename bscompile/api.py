@@ -180,12 +180,13 @@ def tune(
     settings = TuneOptions(trials=trials, timeout=timeout, jobs=jobs, runner=runner)
     outcomes = tune_layers(layers, records, settings, watch)
     whole = None
-    runs_here = runner is None and isinstance(model, str | Path)
+    counts = layers[0].context.target.counts if layers else ""
+    runs_here = runner is None and isinstance(model, str | Path) and not counts
     if runs_here and (report is not None or any(outcome.tuned_now for outcome in outcomes)):
         say("timing the whole model beside onnxruntime")
         whole = _whole_model(Path(model), path, options)
     layers_found = summarise(outcomes)
-    result = TuningResult(str(path), tuple(records.damaged), layers_found, whole)
+    result = TuningResult(str(path), tuple(records.damaged), layers_found, whole, counts)
     if report is not None and layers:
         from bscompile.report.tuning_page import tuning_page
 

@@ -108,6 +108,8 @@ def command(
         talk.say(line)
     talk.show(outcome_table(result.layers))
     talk.say(f"{result.headline}; database: {result.database}")
+    if result.counts:
+        talk.say(f"times are no times: they count {result.counts}")
     if result.losses:
         talk.say(f"no form found that is as fast as dense for: {', '.join(result.losses)}")
     if result.whole is not None:

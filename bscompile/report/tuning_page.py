@@ -73,6 +73,8 @@ def tuning_page(result: TuningResult, hardware: HardwareSpec) -> str:
 def _whole(result: TuningResult) -> str:
     """What became of the model as a whole, and where it loses."""
     sentences = [] if result.whole is None else [result.whole.verdict]
+    if result.counts:
+        sentences.append(f"Times are no times here: they count {result.counts}")
     if result.losses:
         sentences.append(f"no form is as fast as dense for {', '.join(result.losses)}")
     return "".join(f"<p><strong>{escape(sentence)}.</strong></p>" for sentence in sentences)
@@ -120,10 +122,9 @@ def _section(number: int, layer: LayerSummary, hardware: HardwareSpec) -> str:
     )
     if not layer.curve:
         return f"{head}<p>No candidate gave right results.</p></section>"
-    parts = [
-        ("Convergence", _convergence(layer)),
-        ("Roofline", _roofline(layer, hardware)),
-    ]
+    parts = [("Convergence", _convergence(layer))]
+    if layer.roofline is not None:  # what only counts something has none
+        parts.append(("Roofline", _roofline(layer, hardware)))
     if layer.found != "dense":
         parts.insert(0, ("Latency by execution block", _curve(layer)))
         name = f"Live blocks, {layer.density:.1%} of {sides(layer.trained_block)}"

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from bscompile.artifact import Artifact
 from bscompile.artifact.manifest import Manifest, TensorSpec
 from bscompile.artifact.program import weights_image
+from bscompile.devices import emulator
 from bscompile.devices.cpu import check_machine
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.runtime.executor import Executor
@@ -30,14 +31,6 @@ from bscompile.runtime.executor import Executor
 Array = npt.NDArray[Any]
 
 EXECUTABLE = "code/model"
-
-#: Processor family -> (its emulator, the processor to emulate). The user's QEMU_CPU goes first.
-EMULATORS = {
-    "aarch64": ("qemu-aarch64", "max"),
-    "riscv64": ("qemu-riscv64", "rv64,v=true,vlen=256,vext_spec=v1.0"),
-    "x86_64": ("qemu-x86_64", "max"),
-    "hexagon": ("qemu-hexagon", ""),
-}
 
 
 class StaticExecutable(Executor):
@@ -47,7 +40,7 @@ class StaticExecutable(Executor):
         manifest = artifact.manifest
         self._inputs = [_fixed(spec) for spec in manifest.inputs]
         self._outputs = [_fixed(spec) for spec in manifest.outputs]
-        emulator, environment = command_for(manifest)
+        before, environment = command_for(manifest)
         if EXECUTABLE not in artifact.members:
             raise ArtifactError(f"the member {EXECUTABLE!r} is missing")
         folder = Path(tempfile.mkdtemp(prefix="bscompile-"))  # of mode 0700
@@ -56,7 +49,7 @@ class StaticExecutable(Executor):
         program.write_bytes(artifact.members[EXECUTABLE])
         program.chmod(0o700)
         write_weights(artifact, weights)
-        self._command = [*emulator, str(program), str(weights), "--threads", str(threads)]
+        self._command = [*before, str(program), str(weights), "--threads", str(threads)]
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -136,13 +129,12 @@ def command_for(manifest: Manifest) -> tuple[list[str], dict[str, str]]:
     if manifest.machine == platform.machine():
         check_machine(manifest.machine, manifest.features)
         return [], {}
-    emulator, processor = EMULATORS.get(manifest.machine, ("", ""))
-    if not shutil.which(emulator):
+    name = emulator.emulator(manifest.machine)
+    if not emulator.installed(manifest.machine):
         here = f"built for {manifest.machine} processors, this one is {platform.machine()}"
-        known = f"apt-get install qemu-user to run it here by {emulator}, or " if emulator else ""
+        known = f"apt-get install qemu-user to run it here by {name}, or " if name else ""
         raise TargetError(here, f"{known}copy what bscompile export --format native writes")
-    chosen = os.environ.get("QEMU_CPU") or processor
-    return [emulator], {"QEMU_CPU": chosen} if chosen else {}
+    return [name], emulator.environment(manifest.machine)
 
 
 def write_weights(artifact: Artifact, path: Path) -> None:

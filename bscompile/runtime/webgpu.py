@@ -16,9 +16,9 @@ from bscompile.artifact.program import MEMBER as PROGRAM
 from bscompile.artifact.program import Buffer, Program
 from bscompile.artifact.shaders import MEMBER as KERNELS
 from bscompile.artifact.shaders import split_shaders
+from bscompile.devices.webgpu_device import Device, workgroups
 from bscompile.errors import ArtifactError, UsageError
 from bscompile.runtime.executor import Executor, RefusedError
-from bscompile.runtime.webgpu_device import Device, workgroups
 
 Array = npt.NDArray[Any]
 

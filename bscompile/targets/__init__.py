@@ -35,6 +35,11 @@ def get_target(name: str) -> Target:
     return target
 
 
+def variant_of(target: Target, variant: str) -> Target:
+    """The manifest that serves a variant."""
+    return target.elsewhere.get(variant, target)
+
+
 def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> TargetContext:
     """Turn what the user typed, such as ``cpu`` or ``cpu:avx2``, into a context.
 
@@ -55,6 +60,6 @@ def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> T
             f"unknown variant {variant!r} of target {name}",
             did_you_mean(variant, filter(None, target.variants)),
         )
-    target = target.elsewhere.get(variant, target)
+    target = variant_of(target, variant)
     hardware = target.hardware(variant, threads)
     return TargetContext(target, variant, hardware, typical_rows)

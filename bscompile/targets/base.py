@@ -254,8 +254,13 @@ class Target:
             (lowered, context) -> lowered.
         loader: Name of the runtime loader that runs those members.
         compile_kernel: (tvm.tirx.PrimFunc, spec) -> a tvm.runtime.Executable that holds it as
-            ``kernel``; the tuner times single kernels with it. None where they cannot be.
-        device: TVM's name of the device that kernels run on.
+            ``kernel``, or a LoneKernel; the tuner measures single kernels with it. None where
+            they cannot be.
+        measured_on: Names the device here that kernels are measured on, where the code is for
+            any of its kind; what was measured on one counts there only.
+        check_kernel: Called with the spec before any is; raises where they cannot be measured.
+        device: TVM's name of the device that kernels run on; empty where they are LoneKernels.
+        counts: What a measure counts where it is no time, such as ``cycles``; else empty.
         places: Template -> part of the machine that runs it, where that has several parts; the
             empty name stands for everything that no kernel template makes.
     """
@@ -269,7 +274,10 @@ class Target:
     build: Callable[[Any, TargetContext], dict[str, bytes]]
     loader: str = "vm"
     compile_kernel: Callable[[Any, HardwareSpec], Any] | None = None
+    measured_on: Callable[[], str] | None = None
+    check_kernel: Callable[[HardwareSpec], None] | None = None
     device: str = "cpu"
+    counts: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, Target] = field(default_factory=dict)
     prepare: Callable[[Any, TargetContext], Any] | None = None

@@ -17,6 +17,7 @@ from bscompile.targets import TARGETS
 from bscompile.targets.base import HardwareSpec, TargetContext, problem_of
 from bscompile.tuning.record import TuningKey
 
+_SOURCES = {".py", ".sv", ".cc"}  # of kernels, and of the array that is simulated
 _PREFIXES = ((1 << 20, "M"), (1 << 10, "K"))
 
 
@@ -32,13 +33,14 @@ def key_of(
         context: The target to run on.
     """
     problem = problem_of(op, rows, dtype, context.typical_rows)
+    measured_on = context.target.measured_on() if context.target.measured_on else ""
     return TuningKey(
         # The rows to plan for are part of the key where the model leaves them open, only there.
         problem=replace(problem, typical_m=problem.rows),
         pattern=pattern_digest(op.weight),
         target=context.target.name,
         isa=context.hardware.isa,
-        hardware=hardware_name(context.hardware),
+        hardware=", ".join(filter(None, (hardware_name(context.hardware), measured_on))),
         code=code_version(context.target.name),
     )
 
@@ -80,7 +82,7 @@ def code_version(target: str) -> str:
         file = import_module(module).__file__
         assert file is not None
         folder = Path(file).parent
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in _SOURCES):
             digest.update(str(path.relative_to(folder)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -16,8 +16,10 @@ from bscompile.tuning.measurer import Layer
 from bscompile.tuning.record import TuningRecord, Variant
 
 
-def share_of_roofline(layer: Layer, record: TuningRecord) -> float:
-    """Limit over measured time, 0 to about 1."""
+def share_of_roofline(layer: Layer, record: TuningRecord) -> float | None:
+    """Limit over measured time, 0 to about 1; None where something else was counted."""
+    if layer.context.target.counts:
+        return None
     problem = problem_in(layer, record.variant)
     return roofline_seconds(problem, layer.context.hardware) / record.time
 

@@ -54,7 +54,7 @@ class LocalSession(Session):
         """Load code into this process."""
         import tvm
 
-        return executable.jit(), tvm.device(self._device)
+        return executable.jit(), tvm.device(self._device or "cpu")
 
 
 @dataclass(frozen=True)

@@ -213,8 +213,16 @@ def _dense_work(layer: Layer) -> int:
 
 
 def _check(context: TargetContext, runner: Runner | None) -> None:
-    if context.target.compile_kernel is None:
-        raise TargetError(f"target {context.target.name} cannot time single kernels")
+    target = context.target
+    if target.compile_kernel is None:
+        raise TargetError(f"target {target.name} cannot time single kernels")
+    if runner is not None and not target.device:
+        raise TargetError(
+            f"target {target.name} is not tuned behind a tracker: TVM has no runtime for it",
+            "leave --rpc away, where the device is",
+        )
+    if target.check_kernel is not None:
+        target.check_kernel(context.hardware)
     try:
         import optuna  # noqa: F401
     except ImportError as error:

@@ -126,13 +126,15 @@ class TuningResult:
         damaged: A sentence for each of its lines that could not be read.
         layers: One summary for each distinct problem.
         whole: The whole model beside ONNX Runtime; None where nothing new was found, or the
-            model cannot be run here.
+            model cannot be run here, or where nothing was timed.
+        counts: What the seconds count where they are no time; else empty.
     """
 
     database: str
     damaged: tuple[str, ...]
     layers: tuple[LayerSummary, ...]
     whole: WholeModel | None = None
+    counts: str = ""
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -162,6 +164,7 @@ class TuningResult:
             "damaged": list(self.damaged),
             "layers": layers,
             "whole": whole,
+            "counts": self.counts,
             "losses": list(self.losses),
         }
 

@@ -141,6 +141,11 @@ class _Loaded:
         worst = float(np.abs(got - wanted).max(initial=0.0))
         return worst / scale if math.isfinite(worst) else math.inf
 
+    @property
+    def exact(self) -> bool:
+        """Whether it counts, and so says the same every time."""
+        return bool(getattr(self.module, "exact", False))
+
     def times(self, number: int, repeat: int) -> list[float]:
         """Seconds of one call, from ``repeat`` runs of ``number`` calls."""
         timer = self.module.time_evaluator("kernel", self.device, number=number, repeat=repeat)
@@ -152,10 +157,14 @@ def _in_turns(
 ) -> list[list[float]]:
     """Time those that are right: each looked at, then the hopeful ones round by round."""
     times = [
-        kernel.times(number=1, repeat=_LOOKS) if fine else []
+        kernel.times(number=1, repeat=1 if kernel.exact else _LOOKS) if fine else []
         for kernel, fine in zip(kernels, right, strict=True)
     ]
-    hopeful = [i for i, seen in enumerate(times) if seen and min(seen) < (give_up or math.inf)]
+    hopeful = [
+        i
+        for i, seen in enumerate(times)
+        if seen and min(seen) < (give_up or math.inf) and not kernels[i].exact
+    ]
     numbers = {i: max(1, math.ceil(_ROUND_SECONDS / min(times[i]))) for i in hopeful}
     for i in hopeful:
         times[i] = []

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bscompile.targets import get_target
-from bscompile.targets.base import HardwareSpec, TargetContext
+from bscompile.targets import get_target, variant_of
+from bscompile.targets.base import TargetContext
 from bscompile.tuning.measurer import Layer, Measurement, crashed
 from bscompile.tuning.runner import Runner
 
@@ -41,8 +41,10 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         if kind == OPEN:
-            hardware = HardwareSpec(**body.pop("hardware"))
-            bench = Bench(target=get_target(body.pop("target")), hardware=hardware, **body)
+            spec, values = body.pop("hardware")
+            hardware = spec(**values)
+            target = variant_of(get_target(body.pop("target")), body.pop("variant"))
+            bench = Bench(target=target, hardware=hardware, **body)
             connection.send(READY)
         else:
             assert bench is not None
@@ -57,17 +59,20 @@ def opening(layer: Layer, runner: Runner, turns: Path | None) -> dict[str, Any]:
         "dtype": layer.dtype,
         "typical_rows": layer.context.typical_rows,
         "target": layer.context.target.name,
+        "variant": layer.context.variant,
         "hardware": _plain(layer.context),
         "runner": runner,
         "turns": turns,
     }
 
 
-def _plain(context: TargetContext) -> dict[str, Any]:
+def _plain(context: TargetContext) -> tuple[type, dict[str, Any]]:
+    """The spec as its class and its fields."""
     spec = context.hardware
     body = {f.name: getattr(spec, f.name) for f in fields(spec)}
     # Read-only views do not pickle.
-    return body | {"peak_gflops": dict(spec.peak_gflops), "extensions": dict(spec.extensions)}
+    views = {"peak_gflops": dict(spec.peak_gflops), "extensions": dict(spec.extensions)}
+    return type(spec), body | views
 
 
 def _measure(bench: Any, body: Mapping[str, Any]) -> list[Measurement]:

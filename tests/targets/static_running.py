@@ -73,31 +73,27 @@ def run_kernels(target, calls):
     from bscompile import targets
     from bscompile.artifact import Artifact
     from bscompile.artifact.manifest import Manifest, TensorSpec
-    from bscompile.artifact.program import Buffer, Program, Step, Storage
     from bscompile.runtime.native import StaticExecutable
     from bscompile.targets.native.build import build_static
+    from bscompile.targets.native.kernel import program_of
 
     context = targets.resolve(target, None if target == "hexagon" else 2)
     hardware = context.hardware
     code = context.target.build.keywords["code"](hardware)
-    storages, buffers, steps, kernels, outputs = [], [], [], {}, []
-    for i, (func, arrays, y) in enumerate(calls):
-        first = len(buffers)
-        for array in (*arrays, y):
-            buffers.append(Buffer(len(storages), 0, array.shape, array.dtype.name))
-            storages.append(Storage(array.nbytes, "input"))
-        steps.append(Step(f"k{i}", tuple(range(first, len(buffers)))))
-        kernels[f"k{i}"] = func.with_attr("global_symbol", f"k{i}")
-        outputs.append(len(buffers) - 1)
-    program = Program(tuple(storages), tuple(buffers), tuple(steps), tuple(outputs))
+    kernels = {
+        f"k{i}": func.with_attr("global_symbol", f"k{i}") for i, (func, _, _) in enumerate(calls)
+    }
+    program = program_of(
+        [(name, arrays, y) for name, (_, arrays, y) in zip(kernels, calls, strict=True)]
+    )
     assembly = []
     members = build_static(
         program, kernels, [], MACHINES[hardware.machine], code, 2, watch=assembly.append
     )
-    specs = [TensorSpec(f"b{i}", b.shape, b.dtype) for i, b in enumerate(buffers)]
+    specs = [TensorSpec(f"b{i}", b.shape, b.dtype) for i, b in enumerate(program.buffers)]
     manifest = Manifest(
         "cpu", hardware.isa, hardware.features, 2, tuple(specs),
-        tuple(specs[i] for i in outputs), (), loader="native", machine=hardware.machine,
+        tuple(specs[i] for i in program.outputs), (), loader="native", machine=hardware.machine,
     )  # fmt: skip
 
     def run(arrays):

@@ -14,7 +14,7 @@ from bscompile.targets.base import Availability, Target
 from bscompile.targets.cpu.static.build import build, prepare
 from bscompile.targets.hexagon.hardware import hardware, llvm_target
 from bscompile.targets.hexagon.templates import TEMPLATES
-from bscompile.targets.native import MACHINES
+from bscompile.targets.native import MACHINES, kernel
 
 __all__ = ["TARGET"]
 
@@ -44,4 +44,8 @@ TARGET = Target(
     prepare=prepare,
     build=partial(build, code=llvm_target),
     loader="native",
+    compile_kernel=kernel.compiler(llvm_target),
+    check_kernel=kernel.check,
+    device="",
+    counts=kernel.COUNTS.replace("instructions", "packets of instructions"),
 )

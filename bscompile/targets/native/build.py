@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,8 +96,8 @@ def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> Any:
     return compiled
 
 
-def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
-    """kernels.o and tables.c in the folder -> model.o and model."""
+def _compile(machine: Machine, compiler: Sequence[str], source: Path) -> bytes:
+    """The object of a C file."""
     import tvm_ffi.libinfo
 
     options = [
@@ -104,15 +105,27 @@ def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
         f"-I{tvm_ffi.libinfo.find_include_path()}",
         f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
     ]
-    library = [_SOURCES / "program.c", _SOURCES / "hooks.c", _SOURCES / machine.host]
-
-    def compiled(source: Path) -> Path:
-        made = folder / f"{source.stem}_.o"
+    with tempfile.TemporaryDirectory(prefix="bscompile-") as name:
+        made = Path(name) / "made.o"
         _run([*compiler, *options, "-c", source, "-o", made])
+        return made.read_bytes()
+
+
+_compile_once = cache(_compile)  # for files that no model changes
+
+
+def _link(machine: Machine, compiler: list[str], folder: Path) -> None:
+    """kernels.o and tables.c in the folder -> model.o and model."""
+
+    def runner(name: str) -> Path:
+        made = folder / name.replace(".c", "_.o")
+        made.write_bytes(_compile_once(machine, tuple(compiler), _SOURCES / name))
         return made
 
-    parts = [*map(compiled, [*library, folder / "tables.c"]), folder / "kernels.o"]
-    own = [compiled(_SOURCES / name) for name in ("main.c", machine.start) if name]
+    (folder / "tables.o").write_bytes(_compile(machine, compiler, folder / "tables.c"))
+    library = [runner(name) for name in ("program.c", "hooks.c", machine.host)]
+    parts = [*library, folder / "tables.o", folder / "kernels.o"]
+    own = [runner(name) for name in ("main.c", machine.start) if name]
     if machine.start:
         _run([*find_zig(), "ld.lld", "-r", *parts, "-o", folder / "model.o"])
         kind = ["-static", "-nostdlib", "-e", "_start"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bscompile.devices import opencl as opencl_device
 from bscompile.targets.base import Target
 from bscompile.targets.gpu.kernels import TEMPLATES
 from bscompile.targets.opencl.build import build, prepare
@@ -22,6 +23,15 @@ def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
     return kernel.compile_kernel(prim_func, hardware)
 
 
+def check_kernel(hardware: HardwareSpec) -> None:
+    """Look for the device.
+
+    Raises:
+        TargetError: pyopencl or a device is missing, or it is not what is compiled for.
+    """
+    opencl_device.limits()
+
+
 TARGET = Target(
     name="opencl",
     description="OpenCL devices: GPUs, and CPUs through PoCL; fixed shapes",
@@ -33,4 +43,6 @@ TARGET = Target(
     build=build,
     loader="opencl",
     compile_kernel=compile_kernel,
+    check_kernel=check_kernel,
+    device="",
 )

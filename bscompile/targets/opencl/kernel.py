@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from bscompile.devices import opencl as opencl_device
 from bscompile.targets.base import Array, HardwareSpec
 from bscompile.targets.gpu.source import device_code
 from bscompile.targets.gpu.workspace import lift_workspace
+from bscompile.targets.lone_kernel import LoneKernel
 from bscompile.targets.opencl.hardware import tvm_target
 
 
@@ -21,18 +21,7 @@ def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> OpenCLKernel:
     return OpenCLKernel(prim_func, hardware)
 
 
-@dataclass(frozen=True)
-class Times:
-    """What a timer returns.
-
-    Attributes:
-        results: Seconds of one call, repeat by repeat.
-    """
-
-    results: list[float]
-
-
-class OpenCLKernel:
+class OpenCLKernel(LoneKernel):
     """A compiled kernel; the last of its arguments is y.
 
     Args:
@@ -53,53 +42,26 @@ class OpenCLKernel:
             for source in [code.sources[launch.entry]]
         ]
 
-    def jit(self) -> OpenCLKernel:
-        """It is loaded already."""
-        return self
-
-    def __getitem__(self, name: str) -> Callable[..., None]:
-        if name != "kernel":
-            raise KeyError(name)
-        return self._call
-
     def run(self, arrays: Sequence[Array], y: Array) -> Array:
-        """Call it once.
-
-        Args:
-            arrays: Every argument before y.
-            y: What y holds before.
-
-        Returns:
-            y afterwards.
-        """
+        """Call it once; arguments and result as of ``LoneKernel.run``."""
         memory = self._bind([*arrays, y])
         self._start()
         result = np.empty_like(y)
         self._cl.enqueue_copy(self._queue, result, memory[len(arrays)])
         return result
 
-    def time_evaluator(
-        self, name: str, device: Any, number: int, repeat: int
-    ) -> Callable[..., Times]:
-        """A timer, with the signature of TVM's."""
-
-        def timer(*tensors: Any) -> Times:
-            held = self._bind([tensor.numpy() for tensor in tensors])
-            results = []
-            for _ in range(repeat):
-                started = time.perf_counter()
-                for _ in range(number):
-                    self._start()
-                self._queue.finish()
-                results.append((time.perf_counter() - started) / number)
-            held.clear()  # kernels do not keep their arguments alive
-            return Times(results)
-
-        return timer
-
-    def _call(self, *tensors: Any) -> None:
-        *arrays, y = (tensor.numpy() for tensor in tensors)
-        tensors[-1].copyfrom(self.run(arrays, y))
+    def times(self, arrays: Sequence[Array], number: int, repeat: int) -> list[float]:
+        """Seconds of one call by this machine's clock."""
+        held = self._bind(arrays)
+        results = []
+        for _ in range(repeat):
+            started = time.perf_counter()
+            for _ in range(number):
+                self._start()
+            self._queue.finish()
+            results.append((time.perf_counter() - started) / number)
+        held.clear()  # kernels do not keep their arguments alive
+        return results
 
     def _bind(self, arrays: Sequence[Array]) -> list[Any]:
         """Bring the arguments to the device; what passes between launches is NaN there."""

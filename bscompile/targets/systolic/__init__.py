@@ -13,6 +13,7 @@ from bscompile.targets.base import Availability, Target
 from bscompile.targets.cpu import TARGET as HOST
 from bscompile.targets.systolic.build import build
 from bscompile.targets.systolic.hardware import VARIANTS, hardware
+from bscompile.targets.systolic.lone_kernel import check_kernel, compile_kernel
 from bscompile.targets.systolic.templates import TEMPLATES
 
 __all__ = ["TARGET"]
@@ -38,5 +39,9 @@ TARGET = Target(
     templates=TEMPLATES,
     build=build,
     loader="systolic",
+    compile_kernel=compile_kernel,
+    check_kernel=check_kernel,
+    device="",
+    counts="cycles of the array at a nominal 1 GHz",
     places={"array_dense": "array", "array_block_sparse": "array", "": "host"},
 )

@@ -185,30 +185,3 @@ def test_what_is_missing_is_named(monkeypatch):
     assert not found.runs
     assert "pocl-opencl-icd" in found.install
     assert bscompile.build(SMALL, target="opencl:any").manifest.loader == "opencl"
-
-
-def test_the_tuner_can_call_and_time_a_kernel():
-    import tvm
-
-    from bscompile import targets
-    from bscompile.dialect import LinearOp
-    from bscompile.targets.base import problem_of
-
-    context = targets.resolve("opencl")
-    rng = np.random.default_rng(0)
-    weight, x = (rng.standard_normal(s).astype(np.float32) for s in ((24, 40), (3, 40)))
-    problem = problem_of(LinearOp("layer", weight), 3, np.dtype(np.float32))
-    template = context.target.template("dense")
-    config = template.space(problem, context.hardware)[0]
-    kernel = template.build(problem, weight, config, context.hardware)
-    module = context.target.compile_kernel(kernel.prim_func, context.hardware).jit()
-    y = np.full((3, 24), np.nan, np.float32)
-    arguments = [
-        tvm.runtime.tensor(a, tvm.device(context.target.device))
-        for a in (x, *(array for _, array in kernel.operands), y)
-    ]
-    module["kernel"](*arguments)
-    assert_close(arguments[-1].numpy(), x.astype(np.float64) @ weight.T, np.float32, 40)
-    times = module.time_evaluator("kernel", None, number=2, repeat=3)(*arguments).results
-    assert len(times) == 3
-    assert min(times) > 0

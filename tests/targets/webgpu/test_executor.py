@@ -10,8 +10,8 @@ import pytest
 from bscompile import runtime
 from bscompile.artifact.launches import MEMBER as LAUNCHES
 from bscompile.artifact.program import MEMBER as PROGRAM
+from bscompile.devices.webgpu_device import workgroups
 from bscompile.errors import ArtifactError, TargetError, UsageError
-from bscompile.runtime.webgpu_device import workgroups
 from tests.targets.webgpu.handmade import (
     KERNELS,
     MANIFEST,

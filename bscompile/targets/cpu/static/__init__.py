@@ -17,12 +17,13 @@ from typing import Any
 
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, HardwareSpec, KernelTemplate, Target
+from bscompile.targets.cpu.build import compile_kernel
 from bscompile.targets.cpu.hardware import hardware as host_hardware
 from bscompile.targets.cpu.hardware import llvm_target as host_code
 from bscompile.targets.cpu.static.build import build, prepare
 from bscompile.targets.cpu.static.processors import PROCESSORS, Processor
 from bscompile.targets.cpu.templates import TEMPLATES
-from bscompile.targets.native import MACHINES
+from bscompile.targets.native import MACHINES, kernel
 
 __all__ = ["VARIANTS"]
 
@@ -34,6 +35,7 @@ def _target(
     code: Callable[[HardwareSpec], Any],
     templates: tuple[KernelTemplate, ...] = TEMPLATES,
 ) -> Target:
+    elsewhere = machine != platform.machine()
     return Target(
         name="cpu",
         description=f"{about}: a static executable with fixed shapes",
@@ -44,6 +46,10 @@ def _target(
         prepare=prepare,
         build=partial(build, code=code),
         loader="native",
+        compile_kernel=kernel.compiler(code) if elsewhere else compile_kernel,
+        check_kernel=kernel.check if elsewhere else None,
+        device="" if elsewhere else "cpu",
+        counts=kernel.COUNTS if elsewhere else "",
     )
 
 
