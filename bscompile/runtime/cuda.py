@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bscompile.artifact import Artifact
 from bscompile.errors import ArtifactError, TargetError
-from bscompile.runtime import tvm_library
+from bscompile.runtime import cuda_graph, tvm_library
 from bscompile.runtime.vm import VirtualMachine
 
 Array = npt.NDArray[Any]
@@ -51,13 +51,33 @@ class CudaMachine(VirtualMachine):
         finally:
             if before is not None:
                 ffi.register_global_func(_CALLBACK, before, override=True)
+        self._recorder = cuda_graph.Recorder(
+            ctypes.CDLL(_RUNTIME),  # loaded already, maybe from a wheel
+            lambda stream: ffi.use_raw_stream(_device(_CUDA), stream),
+            self._tensor,
+            self._fill,
+        )
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Call main, by a CUDA graph where these shapes came before."""
+        if cuda_graph.wanted(inputs):
+            return self._collect(self._recorder.run(inputs, self._call), inputs)
+        self._recorder.drop()
+        return super().run(inputs)
+
+    def close(self) -> None:
+        """Free the graphs, the weights and the code's memory."""
+        self._recorder.drop()
+        super().close()
 
     def _tensor(self, array: Array) -> Any:
         """A copy on the device."""
-        host = super()._tensor(array)
         device = _functions()["allocate"](array.shape, str(array.dtype), _device(_CUDA), None)
-        _functions()["copy"](host, device)
+        self._fill(array, device)
         return device
+
+    def _fill(self, array: Array, device: Any) -> None:
+        _functions()["copy"](super()._tensor(array), device)
 
     def _mark(self) -> Any:
         _functions()["wait"](_device(_CUDA), 0)  # kernels run on after the call that starts them

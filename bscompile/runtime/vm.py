@@ -41,14 +41,15 @@ class VirtualMachine(Executor):
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Call main; contiguous, aligned inputs are used without a copy."""
-        tensors = [self._tensor(array) for array in inputs]
+        return self._collect(self._call([self._tensor(array) for array in inputs]), inputs)
+
+    def _call(self, tensors: list[Any]) -> Any:
         tvm_library.use_threads(self._threads)
         try:
-            results = self._main(*tensors)
+            return self._main(*tensors)
         except Exception as error:  # whatever TVM's own checks raise
             lines = (line.strip() for line in str(error).splitlines())
             raise RefusedError(next((line for line in lines if line), "no reason given")) from error
-        return self._collect(results, inputs)
 
     def profile(self, inputs: Sequence[Array], repeats: int) -> list[tuple[str, float]]:
         """Time every kernel by the virtual machine's own instrument, in a machine of its own."""

@@ -19,14 +19,22 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def on_emulator(monkeypatch):
+@pytest.fixture(scope="module")
+def module_patches():
+    with pytest.MonkeyPatch.context() as patches:
+        yield patches
+
+
+@pytest.fixture(scope="module")
+def on_emulator(module_patches):
     """Whole models are compiled for the emulator; skipped where a GPU would run them."""
     if not adapter.emulated():
         pytest.skip("a GPU is here; the emulator's driver cannot be loaded beside its own")
     emulator.start()
     build = importlib.import_module("bscompile.targets.cuda.build")
-    monkeypatch.setattr(build, "compile_source", lambda source, _: emulator.compile_source(source))
+    module_patches.setattr(
+        build, "compile_source", lambda source, _: emulator.compile_source(source)
+    )
 
 
 @pytest.fixture

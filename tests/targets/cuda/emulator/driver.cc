@@ -1,5 +1,6 @@
 // libcuda and libcudart as far as the TVM runtime uses them, over the emulator: memory is the
-// host's, streams run at once, and a "module" is a shared library with a table of kernels.
+// host's, streams run at once, and a "module" is a shared library with a table of kernels. While
+// a stream is captured nothing runs: its launches and copies are kept for the graph.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,10 +10,20 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <vector>
+
+using Graph = std::vector<std::function<int()>>;
+struct Capture { void* stream = nullptr; Graph* graph = nullptr; bool broken = false; };
+// Both libraries are made of this text: they share the one that is loaded first.
+extern "C" { Capture emulated_capture; }
 
 namespace {
-struct Kernel { int (*launch)(void** args, const unsigned* grid, const unsigned* block, size_t shared); };
+struct Kernel {
+  int (*launch)(void** args, const unsigned* grid, const unsigned* block, size_t shared);
+  void** (*copied)(void** args);
+};
 struct Config {  // CUlaunchConfig
   unsigned grid[3], block[3], shared;
   void* stream;
@@ -20,6 +31,22 @@ struct Config {  // CUlaunchConfig
   unsigned count;
 };
 constexpr int kInvalid = 1, kNotFound = 500, kLaunchFailed = 719;
+constexpr int kCaptureUnsupported = 900, kCaptureInvalidated = 901, kCaptureImplicit = 906;
+
+// Run something that was put on a stream, or keep it for the graph.
+int on_stream(void* stream, std::function<int()> work) {
+  auto& capture = emulated_capture;
+  if (!capture.graph) return work();
+  if (stream != capture.stream) {  // the default stream would wait for the captured one
+    capture.broken = true;
+    return kCaptureImplicit;
+  }
+  capture.graph->push_back(std::move(work));
+  return 0;
+}
+int copy(void* to, const void* from, size_t bytes, void* stream) {
+  return on_stream(stream, [=] { std::memmove(to, from, bytes); return 0; });
+}
 double now() {
   return std::chrono::duration<double, std::milli>(
              std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -44,13 +71,22 @@ int cuModuleLoadData(void** module, const char* image) {
 }
 int cuModuleUnload(void*) { return 0; }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-  *function = dlsym(module, ("emulated_" + std::string(name)).c_str());
-  return *function ? 0 : kNotFound;
+  auto* launch = dlsym(module, ("emulated_" + std::string(name)).c_str());
+  if (!launch) return kNotFound;
+  auto* copied = dlsym(module, ("copied_" + std::string(name)).c_str());
+  *function = new Kernel{reinterpret_cast<decltype(Kernel::launch)>(launch),
+                         reinterpret_cast<decltype(Kernel::copied)>(copied)};
+  return 0;
 }
 int cuFuncSetAttribute(void*, int, int) { return 0; }
 int cuLaunchKernelEx(const Config* config, void* function, void** args, void**) {
-  auto launch = reinterpret_cast<int (*)(void**, const unsigned*, const unsigned*, size_t)>(function);
-  return launch(args, config->grid, config->block, config->shared) ? kLaunchFailed : 0;
+  auto* kernel = static_cast<Kernel*>(function);
+  auto run = [kernel, sizes = *config](void** given) {
+    return kernel->launch(given, sizes.grid, sizes.block, sizes.shared) ? kLaunchFailed : 0;
+  };
+  if (!emulated_capture.graph) return run(args);
+  auto** held = kernel->copied(args);
+  return on_stream(config->stream, [run, held] { return run(held); });
 }
 int cuDeviceGetName(char* name, int size, int) { std::snprintf(name, size, "emulated"); return 0; }
 int cuGetErrorName(int, const char** text) { *text = "CUDA_ERROR"; return 0; }
@@ -88,25 +124,45 @@ int cudaMallocHost(void** memory, size_t bytes) { return cudaMalloc(memory, byte
 int cudaFree(void* memory) { std::free(memory); return 0; }
 int cudaFreeHost(void* memory) { std::free(memory); return 0; }
 int cudaMemGetInfo(size_t* free, size_t* total) { *free = *total = size_t(1) << 30; return 0; }
-int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void*) {
-  std::memmove(to, from, bytes);
-  return 0;
+int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void* stream) {
+  return copy(to, from, bytes, stream);
 }
-int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, void*) {
-  std::memmove(to, from, bytes);
-  return 0;
+int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, void* stream) {
+  return copy(to, from, bytes, stream);
 }
 int cudaStreamCreate(void** stream) { *stream = std::malloc(1); return 0; }
 int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
 int cudaStreamDestroy(void* stream) { std::free(stream); return 0; }
-int cudaStreamSynchronize(void*) { return 0; }
+int cudaStreamSynchronize(void*) {
+  if (!emulated_capture.graph) return 0;
+  emulated_capture.broken = true;
+  return kCaptureUnsupported;
+}
 int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
-int cudaStreamBeginCapture(void*, int) { return 801; }
-int cudaStreamEndCapture(void*, void**) { return 801; }
-int cudaGraphInstantiate(...) { return 801; }
-int cudaGraphLaunch(void*, void*) { return 801; }
-int cudaGraphDestroy(void*) { return 0; }
-int cudaGraphExecDestroy(void*) { return 0; }
+int cudaStreamBeginCapture(void* stream, int) {
+  if (!stream || emulated_capture.graph) return kCaptureUnsupported;
+  emulated_capture = {stream, new Graph(), false};
+  return 0;
+}
+int cudaStreamEndCapture(void* stream, void** graph) {
+  auto capture = emulated_capture;
+  if (!capture.graph || stream != capture.stream) return kInvalid;
+  emulated_capture = {};
+  *graph = capture.graph;
+  return capture.broken ? kCaptureInvalidated : 0;
+}
+int cudaGraphInstantiate(void** ready, void* graph, unsigned long long) {
+  *ready = new Graph(*static_cast<Graph*>(graph));
+  return 0;
+}
+int cudaGraphLaunch(void* ready, void* stream) {
+  if (!stream) return kInvalid;
+  for (auto& work : *static_cast<Graph*>(ready))
+    if (int code = work()) return code;
+  return 0;
+}
+int cudaGraphDestroy(void* graph) { delete static_cast<Graph*>(graph); return 0; }
+int cudaGraphExecDestroy(void* ready) { delete static_cast<Graph*>(ready); return 0; }
 int cudaEventCreate(void** event) { *event = new double(0); return 0; }
 int cudaEventDestroy(void* event) { delete static_cast<double*>(event); return 0; }
 int cudaEventRecord(void* event, void*) { *static_cast<double*>(event) = now(); return 0; }

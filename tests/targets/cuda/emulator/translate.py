@@ -33,17 +33,20 @@ def translate(source: str) -> str:
 
 
 def _entry(name: str, parameters: str) -> str:
-    arguments = []
+    arguments, copies = [], []
     for place, parameter in enumerate(p for p in parameters.split(",") if p.strip()):
         kind = re.sub(r"__restrict__|__grid_constant__|\bconst\b", "", parameter)
         kind = re.sub(r"\w+\s*$", "", kind.strip())
         arguments.append(f"*({kind}*)a[{place}]")
+        copies.append(f"new auto(*({kind}*)a[{place}])")
     return (
         f"\nstatic void call_{name}(void** a) {{ {name}({', '.join(arguments)}); }}\n"
         f'extern "C" int emulated_{name}(void** a, const unsigned* g, const unsigned* b, '
         "size_t s) {\n"
         f"  return emu::launch(call_{name}, a, "
         "{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, s);\n}\n"
+        f'extern "C" void** copied_{name}(void** a) {{\n'
+        f"  return new void*[]{{{', '.join(copies) or 'nullptr'}}};\n}}\n"
     )
 
 
