@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(TESTED): $(STAMP)
-	$(PIP) -e '.[train,tune,opencl,webgpu,cross,dev]'
+	$(PIP) -e '.[train,tune,opencl,webgpu,cross,cuda,dev]'
 	touch $@
 
 demo: $(STAMP)

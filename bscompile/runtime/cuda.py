@@ -30,6 +30,8 @@ KERNELS = "code/kernels.fatbin"
 _CALLBACK = "tvm_callback_cuda_compile"
 _CUDA = 2  # kDLCUDA
 _RUNTIME = "libcudart.so.13"
+_DRIVER_VERSION = 13000
+_COMPUTE_VERSION = 4  # kComputeVersion of TVM's device attributes, such as "9.0"
 
 
 class CudaMachine(VirtualMachine):
@@ -42,6 +44,7 @@ class CudaMachine(VirtualMachine):
             if name not in artifact.members:
                 raise ArtifactError(f"the member {name!r} is missing")
         ffi = load_cuda()
+        _check_architecture(artifact.manifest.isa)
         source = artifact.members[SOURCE].decode("utf-8", "replace")
         give = _give(source, artifact.members[KERNELS])
         before = ffi.get_global_func(_CALLBACK, allow_missing=True)
@@ -125,14 +128,34 @@ def load_cuda() -> Any:
     return ffi
 
 
+def _check_architecture(isa: str) -> None:
+    """Refuse kernels for newer GPUs than the one here; PTX of the lowest serves all others."""
+    ffi = tvm_library.load_ffi()
+    found = str(ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, _COMPUTE_VERSION))
+    here = int(found.replace(".", ""))
+    lowest = min(int(name.strip("sm_abcdef")) for name in isa.split("+"))
+    if here < lowest:
+        raise TargetError(
+            f"this model is built for {isa.replace('+', ' and ')}, and the GPU here is sm_{here}",
+            f"build it with --target cuda:sm_{here}, or cuda:sm_{here}+{isa} for both",
+        )
+
+
 def _load_driver() -> None:
+    version = ctypes.c_int()
     try:
-        ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+        ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL).cuDriverGetVersion(ctypes.byref(version))
     except OSError:
         raise TargetError(
             "this model runs on an NVIDIA GPU, and no driver for one is here (libcuda.so.1)",
             "run it where a GPU is, or build it with --target cpu",
         ) from None
+    if version.value < _DRIVER_VERSION:
+        major, minor = version.value // 1000, version.value % 1000 // 10
+        raise TargetError(
+            f"the NVIDIA driver here is for CUDA {major}.{minor}, and TVM's runtime needs 13.0",
+            "update the driver (580 or newer)",
+        )
     wheels = (str(p) for d in sys.path for p in Path(d).glob(f"nvidia/*/lib/{_RUNTIME}"))
     for name in (_RUNTIME, *wheels):
         try:

@@ -44,7 +44,7 @@ def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> T
     """Turn what the user typed, such as ``cpu`` or ``cpu:avx2``, into a context.
 
     Args:
-        spec: ``name`` or ``name:variant``.
+        spec: ``name`` or ``name:variant``, or ``name:variant+variant`` where the target can.
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows of x to plan for where the model leaves them symbolic.
 
@@ -55,11 +55,12 @@ def resolve(spec: str, threads: int | None = None, typical_rows: int = 128) -> T
 
     name, _, variant = spec.partition(":")
     target = get_target(name)
-    if variant and variant not in target.variants:
-        raise TargetError(
-            f"unknown variant {variant!r} of target {name}",
-            did_you_mean(variant, filter(None, target.variants)),
-        )
+    for one in variant.split("+") if target.joins_variants else [variant]:
+        if one not in target.variants and variant:
+            raise TargetError(
+                f"unknown variant {one!r} of target {name}",
+                did_you_mean(one, filter(None, target.variants)),
+            )
     target = variant_of(target, variant)
     hardware = target.hardware(variant, threads)
     return TargetContext(target, variant, hardware, typical_rows)

@@ -250,6 +250,7 @@ class Target:
         build: (lowered module, context) -> artifact members, file name -> bytes.
         elsewhere: Variant -> the manifest that serves it, for variants that differ in more than
             the machine compiled for.
+        joins_variants: Whether ``one+another`` compiles for both.
         prepare: Runs before ``build`` where a target's passes add parameters:
             (lowered, context) -> lowered.
         loader: Name of the runtime loader that runs those members.
@@ -281,6 +282,7 @@ class Target:
     places: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, Target] = field(default_factory=dict)
     prepare: Callable[[Any, TargetContext], Any] | None = None
+    joins_variants: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not self.templates:

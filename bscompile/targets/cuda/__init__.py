@@ -19,7 +19,7 @@ def detect() -> Availability:
     detail = f"{found[0]}, {found[1]}" if found else f"no GPU; builds are for {NEWEST_KNOWN}"
     nvcc = compiler()
     if nvcc is None:
-        install.append("the CUDA 13 toolkit (nvcc), or NVRTC from pip")
+        install.append("the CUDA 13 toolkit (nvcc), or the extra bscompile[cuda] (NVRTC)")
     else:
         detail += f"; compiles by {nvcc}"
     try:
@@ -43,4 +43,5 @@ TARGET = Target(
     loader="cuda",
     compile_kernel=compile_kernel,
     device="cuda",
+    joins_variants=True,
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bscompile.errors import ModelError, TargetError
 from bscompile.targets.cpu.build import LIBRARY, find_linker
 from bscompile.targets.cuda.compile import compile_source
+from bscompile.targets.cuda.hardware import architectures
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec, TargetContext
@@ -51,7 +52,9 @@ def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
         return {
             LIBRARY: path.read_bytes(),
             CUDA_SOURCE: source.encode(),
-            CUDA_KERNELS: compile_source(source, (context.hardware.isa,)) if source else b"",
+            CUDA_KERNELS: compile_source(source, architectures(context.hardware))
+            if source
+            else b"",
         }
 
 
@@ -118,7 +121,7 @@ def _compiled_by_us(hardware: HardwareSpec) -> Iterator[None]:
     import tvm_ffi
 
     def compile_cuda(source: str, *_target: Any) -> bytes:
-        return compile_source(str(source), (hardware.isa,))
+        return compile_source(str(source), architectures(hardware))
 
     before = tvm_ffi.get_global_func(_CALLBACK, allow_missing=True)
     tvm_ffi.register_global_func(_CALLBACK, compile_cuda, override=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from bscompile.errors import TargetError, did_you_mean
@@ -59,16 +59,36 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
 
     Args:
         variant: An architecture; empty takes this machine's GPU, or sm_90 where it has none.
+            Several, such as ``sm_80+sm_90``, have the rates of the first and the least of their
+            limits.
         threads: Ignored: a GPU uses all of its processors.
 
     Raises:
         TargetError: unknown variant.
     """
-    if variant not in VARIANTS:
-        raise TargetError(
-            f"unknown variant {variant!r} of target cuda", did_you_mean(variant, VARIANTS[1:])
-        )
-    name = variant or device_architecture() or NEWEST_KNOWN
+    names = variant.split("+") if variant else [device_architecture() or NEWEST_KNOWN]
+    for name in names:
+        if name not in ARCHITECTURES:
+            raise TargetError(
+                f"unknown variant {name!r} of target cuda", did_you_mean(name, VARIANTS[1:])
+            )
+    machine = _machine(names[0])
+    shared = min(ARCHITECTURES[name].shared_kib for name in names) << 10
+    isa = "+".join(dict.fromkeys(names))
+    return replace(
+        machine,
+        isa=isa,
+        group_bytes=shared,
+        cache_bytes=(shared, *machine.cache_bytes[1:]),
+    )
+
+
+def architectures(hardware: HardwareSpec) -> tuple[str, ...]:
+    """What code is made for."""
+    return tuple(hardware.isa.split("+"))
+
+
+def _machine(name: str) -> HardwareSpec:
     known = ARCHITECTURES[name]
     share = 1e3 / known.processors
     return HardwareSpec(

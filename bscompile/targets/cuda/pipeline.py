@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import tirx
 
+from bscompile.targets.cuda.compile import number
+from bscompile.targets.cuda.hardware import architectures
 from bscompile.targets.gpu.legalize import LEGALIZE
 from bscompile.targets.gpu.schedules import schedule
 from bscompile.targets.relax_passes import to_virtual_machine
@@ -23,7 +25,7 @@ def cuda_target(hardware: HardwareSpec) -> Any:
     return tvm.target.Target(
         {
             "kind": "cuda",
-            "arch": hardware.isa,
+            "arch": min(architectures(hardware), key=number),
             "max_threads_per_block": hardware.group_threads,
             "max_shared_memory_per_block": hardware.group_bytes,
             "thread_warp_size": 32,

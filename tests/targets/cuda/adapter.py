@@ -21,12 +21,13 @@ def compile_module(functions, hardware, edit=str):
     import tvm_ffi
 
     from bscompile.targets.cuda.compile import compile_source
+    from bscompile.targets.cuda.hardware import architectures
     from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target
 
     def compile_cuda(source, *_target):
         if emulated():
             return emulator.compile_source(edit(source))
-        return compile_source(edit(source), (hardware.isa,))
+        return compile_source(edit(source), architectures(hardware))
 
     ready()
     tvm_ffi.register_global_func(CALLBACK, compile_cuda, override=True)

@@ -37,13 +37,15 @@ def on_emulator(module_patches):
     )
 
 
-@pytest.fixture
-def nvcc():
-    """Skips where nvcc is not installed."""
-    from bscompile.targets.cuda.compile import find_nvcc
+@pytest.fixture(scope="session")
+def cuda_compiler():
+    """What compiles; skips where nothing does."""
+    from bscompile.targets.cuda.compile import INSTALL, compiler
 
-    if find_nvcc() is None:
-        pytest.skip("nvcc is not installed; the emulator's tests run the same source")
+    found = compiler()
+    if found is None:
+        pytest.skip(f"no CUDA compiler is here: {INSTALL}; the emulator runs the same source")
+    return found
 
 
 def block_sparse(rng, shape, block, density):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import onnx
 import pytest
+import tvm
+import tvm_ffi
 from onnx import numpy_helper
 
 from bscompile.compiler import CompileOptions, compile_model
 from bscompile.errors import TargetError
-from bscompile.targets.cuda import TARGET
+from bscompile.targets.cuda import TARGET, nvcc, nvrtc
 from bscompile.targets.cuda import compile as compiling
-from bscompile.targets.cuda.build import CUDA_KERNELS, compile_kernel, cuda_source
-from bscompile.targets.cuda.compile import compile_source, to_ptx
+from bscompile.targets.cuda.build import CUDA_KERNELS, cuda_source
+from bscompile.targets.cuda.compile import compile_source, number, to_ptx
 from bscompile.targets.cuda.hardware import hardware
+from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target
 from tests.targets.cuda.conftest import block_sparse, kernel_for
 
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{}.{}.f32"
@@ -37,57 +41,98 @@ FAMILIES = {
 }
 
 
-def source_of(rng, template, dtype, machine):
-    weight = block_sparse(rng, (96, 256), (16, 16), 0.5)
-    if template.startswith("dense"):
-        weight = weight.to_dense()
-    kernel, _ = kernel_for(
-        machine, template.split()[0], weight, None, dtype, ("bias", "gelu", "residual")
-    )
-    return cuda_source(compile_kernel(kernel.prim_func, machine))
+@pytest.fixture(scope="module")
+def source():
+    """One text with a kernel of every family, generated once."""
+    rng, machine = np.random.default_rng(0), hardware("sm_80")
+    functions = {}
+    for family, (dtype, _) in FAMILIES.items():
+        weight = block_sparse(rng, (96, 256), (16, 16), 0.5)
+        if family.startswith("dense"):
+            weight = weight.to_dense()
+        steps = ("bias", "gelu", "residual")
+        kernel, _ = kernel_for(machine, family.split()[0], weight, None, dtype, steps)
+        functions[family.replace(" ", "_")] = kernel.prim_func
+    return kernels_source(functions, machine)
 
 
-@pytest.mark.usefixtures("nvcc")
-@pytest.mark.parametrize("template", FAMILIES)
-def test_the_meant_instructions_are_there(template, rng, monkeypatch):
-    dtype, wanted = FAMILIES[template]
-    source = source_of(rng, template, dtype, hardware("sm_80"))
-    ptx = to_ptx(source, "sm_80")
-    missing = [
-        text
-        for text in wanted
-        if not re.search(re.escape(text).replace("global", "global(.nc)?"), ptx)
-    ]
-    assert not missing
+def kernels_source(functions, machine):
+    """The CUDA source of PrimFuncs, compiled by nobody."""
+    from tests.targets.cuda.adapter import CALLBACK
+
+    before = tvm_ffi.get_global_func(CALLBACK, allow_missing=True)
+    tvm_ffi.register_global_func(CALLBACK, lambda *_: b"", override=True)
+    target = cuda_target(machine)
+    module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
+    try:
+        with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
+            return cuda_source(tvm.compile(module, target=target))
+    finally:
+        if before is not None:
+            tvm_ffi.register_global_func(CALLBACK, before, override=True)
 
 
-@pytest.mark.usefixtures("nvcc")
-def test_one_fat_binary_holds_several_architectures(rng):
-    source = source_of(rng, "block_sparse_tensor_cores", "bfloat16", hardware("sm_80"))
-    one = compile_source(source, ("sm_80",))
-    several = compile_source(source, ("sm_80", "sm_90", "sm_120"))
-    assert len(several) > 1.5 * len(one)
+@pytest.fixture(scope="module")
+def ptx(cuda_compiler, source):
+    """Kernel -> its PTX for sm_80."""
+    parts = re.split(r"\.visible \.entry (\w+)", to_ptx(source, "sm_80"))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@pytest.mark.usefixtures("nvcc")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_meant_instructions_are_there(family, ptx):
+    name = family.replace(" ", "_") + "_kernel"
+    text = "".join(body for entry, body in ptx.items() if re.fullmatch(f"{name}(_\\d)?", entry))
+    wanted = [re.escape(part).replace("global", "global(.nc)?") for part in FAMILIES[family][1]]
+    assert not [pattern for pattern in wanted if not re.search(pattern, text)]
+
+
+def contents(fatbin):
+    """(PTX or machine code, architecture) of each part of a fat binary, by its headers."""
+    magic, _, header, size = struct.unpack_from("<IHHQ", fatbin)
+    assert magic == 0xBA55ED50
+    found, at = [], header
+    while at < header + size:
+        kind, _, head, length = struct.unpack_from("<HHIQ", fatbin, at)
+        found.append(({1: "ptx", 2: "code"}[kind], struct.unpack_from("<I", fatbin, at + 28)[0]))
+        at += head + length
+    return found
+
+
+def test_every_family_compiles_for_old_new_and_newest_and_falls_back_to_ptx(cuda_compiler, source):
+    newest = nvcc.architectures(cuda_compiler)[-1] if cuda_compiler != "nvrtc" else "sm_121"
+    made = contents(compile_source(source, (newest, "sm_90a", "sm_80")))
+    numbers = [number("sm_80"), number("sm_90a"), number(newest)]
+    assert sorted(made) == [("code", one) for one in numbers] + [("ptx", 80)]
+
+
+def test_an_architecture_that_the_compiler_does_not_know_is_named(cuda_compiler):
+    with pytest.raises(TargetError, match=r"does not know sm_999"):
+        compile_source("// nothing", ("sm_999",))
+
+
+@pytest.mark.usefixtures("cuda_compiler")
 def test_source_that_is_refused_is_one_line():
-    with pytest.raises(TargetError, match=r"nvcc failed: .*error") as caught:
+    with pytest.raises(TargetError, match=r"(nvcc|NVRTC) failed: .*error") as caught:
         compile_source("int broken(", ("sm_90",))
     assert "\n" not in str(caught.value)
 
 
-def test_nvrtc_takes_the_place_of_nvcc(rng, monkeypatch):
-    if compiling._nvrtc_library() is None or not compiling._headers():
-        pytest.skip("NVRTC is not installed")
-    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
-    source = source_of(rng, "block_sparse_few_rows", "bfloat16", hardware("sm_90"))
+def test_nvrtc_takes_the_place_of_nvcc(monkeypatch):
+    if not nvrtc.installed():
+        pytest.skip("NVRTC is not installed: pip install '.[cuda]'")
+    monkeypatch.setattr(nvcc, "find", lambda: None)
+    text = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] = 1; }'
     assert compiling.compiler() == "nvrtc"
-    assert compile_source(source, ("sm_90",)).startswith(b"\x7fELF")
+    made = contents(compile_source(text, ("sm_90", "sm_80")))
+    assert sorted(made) == [("code", 80), ("code", 90), ("ptx", 80)]
+    with pytest.raises(TargetError, match="does not know sm_999"):
+        compile_source(text, ("sm_999",))
 
 
 def test_without_a_compiler_the_next_step_is_named(monkeypatch):
-    monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
-    monkeypatch.setattr(compiling, "_nvrtc_library", lambda: None)
+    monkeypatch.setattr(nvcc, "find", lambda: None)
+    monkeypatch.setattr(nvrtc, "installed", lambda: False)
     with pytest.raises(TargetError, match=r"needs nvcc or NVRTC.*install the CUDA 13 toolkit"):
         compile_source("// nothing is installed", ("sm_90",))
 
@@ -102,7 +147,7 @@ def test_detection_says_what_is_missing(monkeypatch):
     assert "GPU" in found.install
 
 
-@pytest.mark.usefixtures("nvcc")
+@pytest.mark.usefixtures("cuda_compiler")
 def test_an_artifact_is_built_here_and_runs_only_where_a_gpu_is(rng, tmp_path):
     from bscompile.targets.cuda.hardware import device
 
@@ -114,8 +159,11 @@ def test_an_artifact_is_built_here_and_runs_only_where_a_gpu_is(rng, tmp_path):
     )
     weight = rng.standard_normal((32, 16)).astype(np.float32)
     proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
-    compiled = compile_model(proto, CompileOptions(target="cuda:sm_80"))
-    assert compiled.members[CUDA_KERNELS]
+    compiled = compile_model(proto, CompileOptions(target="cuda:sm_90+sm_80"))
+    made = contents(compiled.members[CUDA_KERNELS])
+    assert sorted(made) == [("code", 80), ("code", 90), ("ptx", 80)]
+    assert compiled.manifest.isa == "sm_90+sm_80"
+    assert compiled.report.isa == "sm_90+sm_80"
     path = compiled.save(tmp_path / "m.bsc")
     code = f"import bscompile; bscompile.load({str(path)!r})"  # no emulated driver is there
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

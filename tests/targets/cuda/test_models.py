@@ -10,6 +10,8 @@ from onnx import numpy_helper
 
 import bscompile
 from bscompile.compiler import CompileOptions, compile_model
+from bscompile.errors import TargetError
+from bscompile.runtime import cuda as runtime
 from tests.targets.cuda.conftest import block_sparse
 
 PERCEPTRON = """<ir_version: 9, opset_import: ["" : 17]>
@@ -90,3 +92,21 @@ def test_a_model_equals_onnxruntime(name, precision, tolerance, rng, tmp_path):
     assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
     assert len(timed) >= 3
     assert np.abs(again - want[:1]).max() <= tolerance * np.abs(want).max()
+
+
+@pytest.mark.usefixtures("on_emulator")
+def test_code_for_newer_gpus_only_is_refused_in_a_line(rng, tmp_path):
+    proto = model(PERCEPTRON, rng, MODELS["perceptron"][1])
+    compiled = compile_model(proto, CompileOptions(target="cuda:sm_120+sm_100"))
+    with pytest.raises(TargetError, match="built for sm_120 and sm_100, and the GPU here is sm_90"):
+        bscompile.load(compiled.save(tmp_path / "model.bsc"))
+
+
+def test_a_driver_that_is_too_old_is_refused_in_a_line(monkeypatch):
+    class Driver:
+        def cuDriverGetVersion(self, version):  # noqa: N802
+            version._obj.value = 12040
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda *_: Driver())
+    with pytest.raises(TargetError, match=r"for CUDA 12\.4, and TVM's runtime needs 13\.0"):
+        runtime._load_driver()

@@ -101,5 +101,15 @@ def test_a_sparse_layer_is_expected_to_beat_dense():
 
 
 def test_variants_are_listed_when_one_is_unknown():
-    with pytest.raises(TargetError, match=r"unknown variant 'sm_99' of target cuda.*sm_90"):
-        targets.resolve("cuda:sm_99")
+    for spec in ("cuda:sm_99", "cuda:sm_80+sm_99"):
+        with pytest.raises(TargetError, match=r"unknown variant 'sm_99' of target cuda.*sm_90"):
+            targets.resolve(spec)
+    with pytest.raises(TargetError, match=r"unknown variant 'avx2\+avx512' of target cpu"):
+        targets.resolve("cpu:avx2+avx512")
+
+
+def test_joined_variants_fit_all_of_them():
+    joined, first = targets.resolve("cuda:sm_90+sm_86").hardware, hardware("sm_90")
+    assert joined.group_bytes == hardware("sm_86").group_bytes < first.group_bytes
+    assert joined.peak_gflops == first.peak_gflops
+    assert joined.isa == "sm_90+sm_86"
