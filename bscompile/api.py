@@ -24,6 +24,7 @@ def build(
     output: str | Path | None = None,
     threads: int | None = None,
     typical_rows: int = 128,
+    buckets: Iterable[int] | None = None,
     dimensions: Mapping[str, int] | None = None,
     dtype: str = "float32",
     dump_ir: str | Path | None = None,
@@ -39,6 +40,7 @@ def build(
         output: Where to save the artifact; None leaves that to ``CompiledModel.save``.
         threads: Worker threads to compile for; None takes what the machine has.
         typical_rows: Rows to plan for where the model leaves them symbolic.
+        buckets: Further rows to plan for there; None takes 1, 8, 32, 128 and 1024.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
         dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
             or ``int8``; all else stays float32.
@@ -55,12 +57,14 @@ def build(
     tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, compile_model
     from bscompile.dialect.precision import precision_named
+    from bscompile.targets.buckets import bucket_list
 
     folder = None if dump_ir is None else Path(dump_ir)
     records = None if database is None else Path(database)
     options = CompileOptions(
         *(target, threads, typical_rows, dimensions or {}, folder, records, device),
         precision=precision_named(dtype),
+        buckets=bucket_list(buckets),
     )
     compiled = compile_model(model, options, progress)
     if output is not None:
@@ -74,6 +78,7 @@ def inspect(
     *,
     threads: int | None = None,
     typical_rows: int = 128,
+    buckets: Iterable[int] | None = None,
     dimensions: Mapping[str, int] | None = None,
     dtype: str = "float32",
     progress: Callable[[str], None] | None = None,
@@ -85,6 +90,7 @@ def inspect(
         target: What to plan for; an artifact keeps its own.
         threads: Worker threads to plan for.
         typical_rows: Rows to plan for where the model leaves them symbolic.
+        buckets: Further rows to plan for there; None takes 1, 8, 32, 128 and 1024.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
         dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
             or ``int8``; all else stays float32.
@@ -98,10 +104,13 @@ def inspect(
     tvm_library.import_compiler()
     from bscompile.compiler import CompileOptions, analyse_model
     from bscompile.dialect.precision import precision_named
+    from bscompile.targets.buckets import bucket_list
 
     lengths = dimensions or {}
     options = CompileOptions(
-        target, threads, typical_rows, lengths, precision=precision_named(dtype)
+        *(target, threads, typical_rows, lengths),
+        precision=precision_named(dtype),
+        buckets=bucket_list(buckets),
     )
     return analyse_model(model, options, progress)
 
@@ -119,6 +128,7 @@ def tune(
     device: str | None = None,
     threads: int | None = None,
     typical_rows: int = 128,
+    buckets: Iterable[int] | None = None,
     dimensions: Mapping[str, int] | None = None,
     dtype: str = "float32",
     report: str | Path | None = None,
@@ -142,6 +152,7 @@ def tune(
         device: Key under which the tracker lends devices.
         threads: Worker threads to tune for.
         typical_rows: Rows to plan for where the model leaves them symbolic.
+        buckets: Further rows to plan for there; None takes 1, 8, 32, 128 and 1024.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
         dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
             or ``int8``; all else stays float32.
@@ -158,6 +169,7 @@ def tune(
     from bscompile.compiler import CompileOptions, collect_layers
     from bscompile.dialect.precision import precision_named
     from bscompile.files import check_writable, write_atomically
+    from bscompile.targets.buckets import bucket_list
     from bscompile.tuning.database import Database, default_path, read_database
     from bscompile.tuning.runner import parse_tracker
     from bscompile.tuning.session import TuneOptions, tune_layers
@@ -173,7 +185,10 @@ def tune(
         records.merge(read_database(source))
     lengths, precision = dimensions or {}, precision_named(dtype)
     options = CompileOptions(
-        target, threads, typical_rows, lengths, device=device, precision=precision
+        *(target, threads, typical_rows, lengths),
+        device=device,
+        precision=precision,
+        buckets=bucket_list(buckets),
     )
     layers = collect_layers(model, options, say)
     say("tuning")

@@ -23,10 +23,11 @@ from bscompile.passes import pipeline
 from bscompile.passes.base import Note
 from bscompile.passes.recognise_quantized import is_quantized_model
 from bscompile.report.build import make_report
+from bscompile.targets.buckets import BUCKETS
 from bscompile.tuning.database import MEMBER, Database, default_path
 
 if TYPE_CHECKING:
-    from bscompile.passes.choose_form import Planner
+    from bscompile.passes.choice import Planner
     from bscompile.report import Report
     from bscompile.targets.base import TargetContext
     from bscompile.targets.lowering import Lowered
@@ -49,6 +50,7 @@ class CompileOptions:
         database: Tuning database to take measured choices from; None takes the user's own.
         device: Key under which an RPC tracker lends the machine to compile for; None is this one.
         precision: What linear layers are stored and multiplied in, see dialect/precision.py.
+        buckets: Further numbers of rows to plan for where the model leaves them symbolic.
     """
 
     target: str = "cpu"
@@ -59,6 +61,7 @@ class CompileOptions:
     database: Path | None = None
     device: str | None = None
     precision: str = "float32"
+    buckets: tuple[int, ...] = BUCKETS
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +174,7 @@ def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepa
 def _resolve(options: CompileOptions, say: Progress) -> TargetContext:
     say(f"looking at target {options.target}")
     context = targets.resolve(options.target, options.threads, options.typical_rows)
+    context = replace(context, buckets=options.buckets)
     if options.device is None:
         return context
     # What was measured there is not mixed with what was measured here.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from bscompile.cli.talk import dims_option, parse_dims, threads_option
-from bscompile.errors import TargetError, did_you_mean
+from bscompile.errors import TargetError, UsageError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +24,7 @@ class Plan:
         typical_rows: Rows to plan for where the model leaves them open.
         dimensions: Lengths for symbolic dimensions.
         dtype: What linear layers are stored and multiplied in.
+        buckets: Further rows to plan for there; None for the usual ones.
     """
 
     target: str
@@ -31,6 +32,7 @@ class Plan:
     typical_rows: int
     dimensions: dict[str, int]
     dtype: str = "float32"
+    buckets: tuple[int, ...] | None = None
 
     def options(self) -> dict[str, Any]:
         """As keyword arguments of the functions of bscompile.api."""
@@ -47,7 +49,7 @@ dtype_option = click.option(
 
 
 def plan_options(command: F) -> F:
-    """Add --target, --threads, --typical-rows, --dim and --dtype; the command gets one ``plan``.
+    """Add --target, --threads, --typical-rows, --buckets, --dim and --dtype as one ``plan``.
 
     An unknown target is refused before anything heavy is imported.
     """
@@ -58,10 +60,11 @@ def plan_options(command: F) -> F:
         typical_rows: int,
         dims: tuple[str, ...],
         dtype: str,
+        buckets: str | None,
         **options: Any,
     ) -> Any:
         check_target(target)
-        plan = Plan(target, threads, typical_rows, parse_dims(dims), dtype)
+        plan = Plan(target, threads, typical_rows, parse_dims(dims), dtype, parse_buckets(buckets))
         return command(plan=plan, **options)
 
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
@@ -81,9 +84,31 @@ def plan_options(command: F) -> F:
         metavar="N",
         help="Rows to plan for where the model leaves them open.",
     )
-    for option in (dtype_option, dims_option, rows_option, threads_option, target_option):
+    buckets_option = click.option(
+        "--buckets",
+        metavar="N,N...",
+        help="Further rows to choose for there, 1,8,32,128,1024 by default; none for no others.",
+    )
+    options = (dtype_option, dims_option, buckets_option, rows_option, threads_option)
+    for option in (*options, target_option):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[return-value]  # same command, other options
+
+
+def parse_buckets(text: str | None) -> tuple[int, ...] | None:
+    """``1,8,32`` -> the numbers; ``none`` -> no numbers; None where nothing is said.
+
+    Raises:
+        UsageError: not numbers.
+    """
+    if text is None:
+        return None
+    if text.strip() == "none":
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
+        raise UsageError(f"--buckets {text}: numbers of rows such as 1,8,32 are wanted, or none")
+    return tuple(int(word) for word in words)
 
 
 def check_target(spec: str) -> None:

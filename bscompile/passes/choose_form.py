@@ -7,10 +7,8 @@ dtype which form of W to run and what that costs. Equal problems are planned onc
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,49 +26,10 @@ from bscompile.dialect import (
 from bscompile.dialect.precision import PRECISIONS, in_precision, largest
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import GraphPass
+from bscompile.passes.choice import Choice, Planner, choice_text, stored_weight
 from bscompile.passes.graph import replace
 
-
-class Choice(Protocol):
-    """What a planner answers; ``targets.base.FormChoice`` is one."""
-
-    @property
-    def weight(self) -> Weight:
-        """The weight in the form and block chosen."""
-
-    @property
-    def template(self) -> str:
-        """Name of the kernel template."""
-
-    @property
-    def config(self) -> Mapping[str, int | str]:
-        """Its configuration."""
-
-    @property
-    def seconds(self) -> float:
-        """Expected time of one call."""
-
-    @property
-    def dense_seconds(self) -> float:
-        """Expected time of the dense form."""
-
-    @property
-    def reason(self) -> str:
-        """One sentence for the user."""
-
-    @property
-    def considered(self) -> tuple[tuple[str, float], ...]:
-        """Every candidate as (label, seconds), fastest first."""
-
-    @property
-    def tuned(self) -> bool:
-        """Whether the times were measured, not expected."""
-
-
 _LARGEST_FLOAT16 = 65504.0
-
-#: (layer, rows of x or None when symbolic, what to multiply in) -> what to run.
-Planner = Callable[[LinearOp, int | None, "np.dtype[Any]"], Choice]
 
 
 class ChooseForm(GraphPass):
@@ -86,11 +45,11 @@ class ChooseForm(GraphPass):
         for node in list(model.graph):
             if not is_dialect(node):
                 continue
-            op, rows = read_node(node), _rows(node)
+            op, (rows, step) = read_node(node), rows_of(node)
             precision = self._precision_for(op)
-            key = (_digest(op.weight), rows, op.epilogue, op.conv)
+            key = (_digest(op.weight), rows, step, op.epilogue, op.conv)
             if key not in plans:
-                plans[key] = self._plan(op, rows, precision)
+                plans[key] = self._plan(op, rows, precision, step)
             choice = plans[key]
             self._apply(model.graph, node, op, choice, precision)
             self.applied_to(op.name, choice.reason)
@@ -120,7 +79,7 @@ class ChooseForm(GraphPass):
         choice: Choice,
         precision: np.dtype[Any],
     ) -> None:
-        chosen = in_precision(op.with_weight(choice.weight), precision)
+        chosen = in_precision(op.with_weight(stored_weight(op, choice)), precision)
         if chosen.weight is not op.weight:
             found = node.metadata_props.get(FOUND_KEY)
             x = node.inputs[0]
@@ -130,28 +89,23 @@ class ChooseForm(GraphPass):
                 new.metadata_props[FOUND_KEY] = found
             replace(graph, [node], [new])
             node = new
-        node.metadata_props[CHOICE_KEY] = json.dumps(
-            {
-                "template": choice.template,
-                "config": dict(choice.config),
-                "seconds": choice.seconds,
-                "dense_seconds": choice.dense_seconds,
-                "reason": choice.reason,
-                "considered": [list(candidate) for candidate in choice.considered],
-                "tuned": choice.tuned,
-            }
-        )
+        node.metadata_props[CHOICE_KEY] = choice_text(choice)
 
 
-def _rows(node: ir.Node) -> int | None:
-    """Rows that the kernel sees: x's leading dimensions, or n oh ow of a convolution."""
+def rows_of(node: ir.Node) -> tuple[int | None, int]:
+    """Rows that the kernel sees, x's leading dimensions or n oh ow of a convolution.
+
+    Returns:
+        (rows, step): the rows, or None and what they are a multiple of where one is symbolic.
+    """
     value = node.outputs[0] if node.op_type.endswith("Conv") else node.inputs[0]
     if value is None or value.shape is None:
-        return None
+        return None, 1
     dims = list(value.shape)
     leading = [dims[0], *dims[2:]] if node.op_type.endswith("Conv") else dims[:-1]
     sizes = [d for d in leading if isinstance(d, int)]
-    return math.prod(sizes) if len(sizes) == len(leading) else None
+    step = math.prod(sizes)
+    return (step, 1) if len(sizes) == len(leading) else (None, max(1, step))
 
 
 def _arrays(weight: Weight) -> tuple[np.ndarray[Any, Any], ...]:

@@ -10,7 +10,8 @@ from bscompile.errors import BscompileError
 from bscompile.passes.absorb_permutation import AbsorbPermutation
 from bscompile.passes.absorb_reshape import AbsorbReshape
 from bscompile.passes.base import GraphPass, Note
-from bscompile.passes.choose_form import ChooseForm, Planner
+from bscompile.passes.choice import Planner
+from bscompile.passes.choose_form import ChooseForm
 from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
 from bscompile.passes.recognise_factorized import RecogniseFactorized

@@ -10,7 +10,6 @@ FLOPs count a multiplication and an addition as two. For rows m and W [out, in]:
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,10 +23,12 @@ from bscompile.dialect import (
     is_dialect,
     read_node,
 )
+from bscompile.dialect.forms import in_form
 from bscompile.dialect.precision import precision_of
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import Note
-from bscompile.report.model import LayerReport, PassNote, Report
+from bscompile.passes.choose_form import rows_of
+from bscompile.report.model import BucketReport, LayerReport, PassNote, Report
 from bscompile.report.partition import partition
 from bscompile.targets.base import HardwareSpec
 
@@ -66,9 +67,12 @@ def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
     op = read_node(node)
     found = json.loads(node.metadata_props.get(FOUND_KEY, "{}"))
     choice = json.loads(node.metadata_props.get(CHOICE_KEY, "{}"))
-    rows = count_rows(node, op) or typical_rows
+    fixed, step = rows_of(node)
+    rows = fixed or max(typical_rows, step)
     out, inner = op.shape
-    config = choice.get("config", {})
+    kept = op.weight
+    if choice.get("buckets"):  # what is stored may serve several forms
+        op = op.with_weight(in_form(kept, choice["form"], tuple(choice["block"])))
     return LayerReport(
         name=op.name,
         op=op.op_type,
@@ -81,18 +85,48 @@ def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
         form=op.form,
         block=_block(op.weight),
         template=choice.get("template", ""),
-        config=", ".join(f"{key} {value}" for key, value in config.items()),
+        config=_config(choice.get("config", {})),
         dense_flops=2 * rows * out * inner,
         flops=2 * rows * macs_per_row(op.weight),
         dense_bytes=out * inner * _FLOAT32,
-        bytes=int(op.weight.nbytes),
+        bytes=_stored_bytes(kept, op, choice),
         dense_seconds=choice.get("dense_seconds"),
         expected_seconds=choice.get("seconds"),
         reason=_reason(op, found, choice),
         considered=tuple((str(k), float(v)) for k, v in choice.get("considered", [])),
         tuned=bool(choice.get("tuned", False)),
         dtype=precision_of(op.weight).name,
+        buckets=tuple(_bucket(bucket) for bucket in choice.get("buckets", ())),
     )
+
+
+def _bucket(bucket: dict[str, Any]) -> BucketReport:
+    bh, bw = bucket["block"]
+    return BucketReport(
+        rows=int(bucket["rows"]),
+        up_to=bucket["up_to"],
+        form=bucket["form"],
+        block=None if bucket["form"] == "dense" else (int(bh), int(bw)),
+        template=bucket["template"],
+        config=_config(bucket["config"]),
+        dense_seconds=float(bucket["dense_seconds"]),
+        expected_seconds=float(bucket["seconds"]),
+        tuned=bool(bucket["tuned"]),
+    )
+
+
+def _config(config: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in config.items())
+
+
+def _stored_bytes(kept: Weight, op: LinearOp, choice: dict[str, Any]) -> int:
+    """Of the weight in every form and block that any number of rows runs in."""
+    forms = {(op.form, _block(op.weight) or (1, 1)): int(op.weight.nbytes)}
+    for bucket in choice.get("buckets", ()):
+        kind = (bucket["form"], tuple(bucket["block"]))
+        if kind not in forms:
+            forms[kind] = int(in_form(kept, *kind).nbytes)
+    return sum(forms.values())
 
 
 def macs_per_row(weight: Weight) -> int:
@@ -102,17 +136,6 @@ def macs_per_row(weight: Weight) -> int:
     if isinstance(weight, BlockSparseMatrix):
         return int(weight.values.size)
     return int(weight.size)
-
-
-def count_rows(node: ir.Node, op: LinearOp) -> int | None:
-    """Rows of x: the product of its leading axes, or n oh ow; None if one is symbolic."""
-    value = node.outputs[0] if op.conv else node.inputs[0]
-    if value is None or value.shape is None:
-        return None
-    dims = list(value.shape)
-    counted = [dims[0], *dims[2:]] if op.conv else dims[:-1]
-    sizes = [dim for dim in counted if isinstance(dim, int)]
-    return math.prod(sizes) if len(sizes) == len(counted) else None
 
 
 def _reason(op: LinearOp, found: dict[str, Any], choice: dict[str, Any]) -> str:

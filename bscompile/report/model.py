@@ -21,6 +21,33 @@ _SUMMED = (
 
 
 @dataclass(frozen=True)
+class BucketReport:
+    """How a layer with symbolic rows runs for some numbers of rows.
+
+    Attributes:
+        rows: What it was chosen for.
+        up_to: The most rows that it serves; None for no limit.
+        form: Form that runs.
+        block: (bh, bw) of that form; None for dense.
+        template: Kernel template.
+        config: Its configuration, as text.
+        dense_seconds: Expected time of the dense form with ``rows`` rows.
+        expected_seconds: Expected time of the form that runs.
+        tuned: Whether these were measured.
+    """
+
+    rows: int
+    up_to: int | None
+    form: str
+    block: tuple[int, int] | None
+    template: str
+    config: str
+    dense_seconds: float
+    expected_seconds: float
+    tuned: bool
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One linear layer: what it was, what it became, what it costs.
 
@@ -48,6 +75,7 @@ class LayerReport:
         considered: (candidate, expected seconds), fastest first.
         tuned: Whether the form was chosen by measurement; its times were measured then, too.
         dtype: What the weight is stored and multiplied in.
+        buckets: For symbolic rows, what runs for how many; all else is about ``rows``.
     """
 
     name: str
@@ -73,6 +101,7 @@ class LayerReport:
     considered: tuple[tuple[str, float], ...] = ()
     tuned: bool = False
     dtype: str = "float32"
+    buckets: tuple[BucketReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,4 +183,10 @@ def _layer(entry: dict[str, Any]) -> LayerReport:
         for key in ("shape", "trained_block", "block")
     }
     considered = tuple((str(label), float(seconds)) for label, seconds in entry["considered"])
-    return LayerReport(**{**entry, **pairs, "considered": considered})
+    buckets = tuple(_bucket(bucket) for bucket in entry.get("buckets", ()))
+    return LayerReport(**{**entry, **pairs, "considered": considered, "buckets": buckets})
+
+
+def _bucket(entry: dict[str, Any]) -> BucketReport:
+    block = entry["block"]
+    return BucketReport(**{**entry, "block": None if block is None else tuple(block)})

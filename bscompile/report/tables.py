@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bscompile.report.model import LayerReport, Report
+from bscompile.report.model import BucketReport, LayerReport, Report
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -24,7 +24,7 @@ def report_view(report: Report, *, notes: bool = False) -> RenderableType:
     head = f"{report.hardware}, {report.isa}, {report.threads} threads"
     parts: list[RenderableType] = [Text(f"Costs are for {head}")]
     if report.layers:
-        parts += [layer_table(report), _totals(report), *_reasons(report)]
+        parts += [layer_table(report), _totals(report), *_by_rows(report), *_reasons(report)]
     else:
         parts.append(Text("No linear layer was found."))
     parts += list(_partition(report))
@@ -128,6 +128,40 @@ def _totals(report: Report) -> Text:
     if all(time is not None for time in times):
         parts.append(f"measured {duration(sum(time for time in times if time is not None))}")
     return Text("total: " + ", ".join(parts), style="bold")
+
+
+def _by_rows(report: Report) -> Iterator[RenderableType]:
+    """What runs for how many rows, where these are symbolic: expected times, dense beside."""
+    layers = [layer for layer in report.layers if layer.buckets]
+    if not layers:
+        return
+    yield Text("\nBy rows", style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("  layer", overflow="fold")
+    for name in ("rows", "planned for", "runs as", "kernel", "dense", "expected"):
+        table.add_column(name, justify="right", overflow="fold")
+    shown: dict[tuple[BucketReport, ...], list[str]] = {}
+    for layer in layers:
+        shown.setdefault(layer.buckets, []).append(layer.name)
+    for buckets, names in shown.items():
+        first = 1
+        for bucket in buckets:
+            span = f"{first} to {bucket.up_to}" if bucket.up_to else f"{first} and more"
+            if bucket.up_to == first:
+                span = str(first)
+            block = f" {sides(bucket.block)}" if bucket.block else ""
+            cells = [
+                f"  {', '.join(names)}" if bucket is buckets[0] else "",
+                span,
+                str(bucket.rows),
+                f"{bucket.form}{block}",
+                f"{bucket.template} ({bucket.config})",
+                duration(bucket.dense_seconds),
+                duration(bucket.expected_seconds) + (", tuned" if bucket.tuned else ""),
+            ]
+            table.add_row(*(Text(cell) for cell in cells))
+            first = (bucket.up_to or 0) + 1
+    yield table
 
 
 def _reasons(report: Report) -> Iterator[RenderableType]:

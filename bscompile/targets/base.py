@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -138,16 +139,32 @@ class Kernel:
     """A built kernel.
 
     Attributes:
-        prim_func: tvm.tirx.PrimFunc taking (x [m, k], *operands, *epilogue tensors, y [m, n]);
-            m is one symbolic int64 or a constant. A bias tensor is [n], a residual [m, n].
+        code: The function itself, or the recipe that makes it: only recipes can be joined to
+            one function that chooses by its rows.
         operands: The weight as the kernel wants it, in argument order: (suffix, array).
         x_dtype: In which the kernel takes x; lowering casts where that is not how x comes.
             Empty for the problem's own.
     """
 
-    prim_func: Any
+    code: Any
     operands: tuple[tuple[str, Array], ...]
     x_dtype: str = ""
+
+    @cached_property
+    def prim_func(self) -> Any:
+        """tvm.tirx.PrimFunc taking (x [m, k], *operands, *epilogue tensors, y [m, n]).
+
+        m is one symbolic int64 or a constant. A bias tensor is [n], a residual [m, n].
+        """
+        return self.code.prim_func() if isinstance(self.code, Recipe) else self.code
+
+
+class Recipe(ABC):
+    """The statements of a kernel, not yet a function."""
+
+    @abstractmethod
+    def prim_func(self) -> Any:
+        """A tvm.tirx.PrimFunc of them, see Kernel."""
 
 
 class KernelTemplate(ABC):
@@ -170,6 +187,14 @@ class KernelTemplate(ABC):
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
     ) -> Kernel:
         """Generate the kernel and pack the weight for it."""
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """What the packed weight depends on, beside its form and block.
+
+        Configurations with equal answers read the same packed weight, even if they are of
+        different templates.
+        """
+        return (self.name, *sorted(config.items()))
 
     def build_conv(
         self,
@@ -194,12 +219,46 @@ class KernelTemplate(ABC):
         return None
 
 
+@dataclass(frozen=True)
+class BucketChoice:
+    """How a layer with symbolic rows runs for some numbers of rows.
+
+    Attributes:
+        rows: What it was chosen for.
+        up_to: The most rows that it serves; None for no limit.
+        form: ``dense``, ``block_sparse`` or ``kronecker``.
+        block: Execution block; (1, 1) for dense.
+        template: Name of the kernel template.
+        config: Its configuration.
+        seconds: Expected time of one call with ``rows`` rows.
+        dense_seconds: Expected time of the dense form.
+        tuned: Whether the times were measured, not expected.
+    """
+
+    rows: int
+    up_to: int | None
+    form: str
+    block: tuple[int, int]
+    template: str
+    config: Config
+    seconds: float
+    dense_seconds: float
+    tuned: bool = False
+
+    @property
+    def variant(self) -> tuple[Hashable, ...]:
+        """Equal for buckets that run the same code."""
+        return self.form, self.block, self.template, tuple(sorted(self.config.items()))
+
+
 @dataclass(frozen=True, eq=False)
 class FormChoice:
     """How a layer will run, and why.
 
     Attributes:
-        weight: The weight in the form and block chosen.
+        form: ``dense``, ``block_sparse`` or ``kronecker``.
+        block: Execution block; (1, 1) for dense.
+        make: Makes the weight in that form and block.
         template: Name of the kernel template.
         config: Its configuration.
         seconds: Expected time of one call.
@@ -207,9 +266,13 @@ class FormChoice:
         reason: One sentence for the user.
         considered: Every candidate as (label, seconds), fastest first.
         tuned: Whether the times were measured, not expected.
+        buckets: For symbolic rows, what runs for how many, fewest rows first; the rest of the
+            choice is about the typical rows. Empty where the rows are known or one way serves all.
     """
 
-    weight: Weight
+    form: str
+    block: tuple[int, int]
+    make: Callable[[], Weight]
     template: str
     config: Config
     seconds: float
@@ -217,6 +280,12 @@ class FormChoice:
     reason: str
     considered: tuple[tuple[str, float], ...] = ()
     tuned: bool = False
+    buckets: tuple[BucketChoice, ...] = ()
+
+    @cached_property
+    def weight(self) -> Weight:
+        """The weight in the form and block chosen."""
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -262,6 +331,7 @@ class Target:
         check_kernel: Called with the spec before any is; raises where they cannot be measured.
         device: TVM's name of the device that kernels run on; empty where they are LoneKernels.
         counts: What a measure counts where it is no time, such as ``cycles``; else empty.
+        branches: Whether one kernel may hold the code of several and choose by its rows.
         places: Template -> part of the machine that runs it, where that has several parts; the
             empty name stands for everything that no kernel template makes.
     """
@@ -279,6 +349,7 @@ class Target:
     check_kernel: Callable[[HardwareSpec], None] | None = None
     device: str = "cpu"
     counts: str = ""
+    branches: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, Target] = field(default_factory=dict)
     prepare: Callable[[Any, TargetContext], Any] | None = None
@@ -316,12 +387,14 @@ class TargetContext:
         variant: What followed the colon; empty for «this machine».
         hardware: The machine compiled for.
         typical_rows: Rows of x to plan for where the model leaves them symbolic.
+        buckets: Further rows to plan for there, each served by a choice of its own.
     """
 
     target: Target
     variant: str
     hardware: HardwareSpec
     typical_rows: int = 128
+    buckets: tuple[int, ...] = ()
 
 
 def problem_of(op: LinearOp, m: int | None, dtype: np.dtype[Any], typical_m: int = 128) -> Problem:

@@ -24,6 +24,7 @@ from bscompile.targets.base import (
     TargetContext,
     problem_of,
 )
+from bscompile.targets.buckets import Admits, plan_buckets
 
 _SIDES = (4, 8, 16, 32)  # of the execution blocks tried beside the trained one
 _MARGIN = 0.95  # a sparse form must be expected to save this much to replace dense
@@ -52,14 +53,39 @@ class _Priced:
     seconds: float
 
 
-def plan(op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetContext) -> FormChoice:
+def plan(
+    op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetContext, step: int = 1
+) -> FormChoice:
     """The form, template and configuration that should run a layer fastest.
+
+    Args:
+        op: The layer.
+        m: Rows of x; None when symbolic, then each bucket of the context gets its own.
+        dtype: What the weight is to be multiplied in.
+        context: The target to run on.
+        step: What symbolic rows are a multiple of.
+
+    Raises:
+        TargetError: the target has no kernel for the dtype.
+    """
+    return plan_buckets(op, m, dtype, context, step, plan_rows)
+
+
+def plan_rows(
+    op: LinearOp,
+    m: int | None,
+    dtype: np.dtype[Any],
+    context: TargetContext,
+    admits: Admits | None = None,
+) -> FormChoice | None:
+    """``plan`` for the typical rows of a context alone.
 
     Args:
         op: The layer.
         m: Rows of x; None when symbolic.
         dtype: What the weight is to be multiplied in.
         context: The target to run on.
+        admits: What may be chosen; None for everything. With it the answer may be None.
 
     Raises:
         TargetError: the target has no kernel for the dtype.
@@ -72,19 +98,25 @@ def plan(op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetConte
             f"{op.name}: target {context.target.name} has no kernel for {dtype.name}",
             "build with --dtype float32",
         )
-    priced = [dense]
-    for candidate in _sparse_candidates(op, problem):
-        if (entry := _price(candidate, templates, context)) is not None:
-            priced.append(entry)
-    priced.sort(key=lambda entry: entry.seconds)
-    chosen = dense if priced[0].seconds > _MARGIN * dense.seconds else priced[0]
+    entries = (_price(c, templates, context, admits) for c in candidates(op, problem))
+    priced = sorted(
+        (entry for entry in entries if entry is not None), key=lambda entry: entry.seconds
+    )
+    if not priced:
+        return None
+    own = next((e for e in priced if e.candidate.problem.form == "dense"), None)
+    kept_dense = own is not None and priced[0].seconds > _MARGIN * own.seconds
+    chosen = own if own is not None and kept_dense else priced[0]
+    candidate = chosen.candidate
     return FormChoice(
-        weight=op.weight if chosen.candidate.problem == problem else chosen.candidate.build(),
+        form=candidate.problem.form,
+        block=candidate.problem.block,
+        make=(lambda: op.weight) if candidate.problem == problem else candidate.build,
         template=chosen.template,
         config=chosen.config,
         seconds=chosen.seconds,
         dense_seconds=dense.seconds,
-        reason=_reason(op, problem, chosen, priced, context),
+        reason=_reason(op, problem, chosen, priced, dense, context) if admits is None else "",
         considered=tuple((entry.candidate.label, entry.seconds) for entry in priced),
     )
 
@@ -123,16 +155,21 @@ def templates_for(
 
 
 def _price(
-    candidate: Candidate, templates: tuple[KernelTemplate, ...], context: TargetContext
+    candidate: Candidate,
+    templates: tuple[KernelTemplate, ...],
+    context: TargetContext,
+    admits: Admits | None = None,
 ) -> _Priced | None:
     """The candidate's best template and configuration; None when no template takes it."""
+    problem = candidate.problem
     best: _Priced | None = None
     for template in templates:
-        space = template.space(candidate.problem, context.hardware)
-        if space:
-            cost = template.cost(candidate.problem, space[0], context.hardware)
-            if best is None or cost < best.seconds:
-                best = _Priced(candidate, template.name, space[0], cost)
+        for config in template.space(problem, context.hardware):
+            if admits is None or admits(problem, template, config):
+                cost = template.cost(problem, config, context.hardware)
+                if best is None or cost < best.seconds:
+                    best = _Priced(candidate, template.name, config, cost)
+                break  # a space begins with its cheapest
     return best
 
 
@@ -213,15 +250,19 @@ def count_blocks(
 
 
 def _reason(
-    op: LinearOp, problem: Problem, chosen: _Priced, priced: list[_Priced], context: TargetContext
+    op: LinearOp,
+    problem: Problem,
+    chosen: _Priced,
+    priced: list[_Priced],
+    dense: _Priced,
+    context: TargetContext,
 ) -> str:
     """One sentence: what runs, and why not the other."""
-    dense = next(entry for entry in priced if entry.candidate.problem.form == "dense")
     if problem.form == "dense":
         return "stays dense: its weight has no zero blocks"
     assert not isinstance(op.weight, np.ndarray)
     share = f"{100 * op.weight.density:.0f} % of the {_size(op.weight.block)} blocks are live"
-    if chosen is dense:
+    if chosen.candidate.problem.form == "dense":
         limit = _break_even(op, priced, dense.seconds, context)
         if limit is None:
             return f"stays dense: {share}, and no kernel runs blocks of that size"

@@ -153,6 +153,13 @@ class Best:
     ) -> None:
         self.winner, self.dense, self.records = winner, dense, records
 
+    @property
+    def right(self) -> list[TuningRecord]:
+        """What may be run, fastest first."""
+        unsafe = {record.variant for record in self.records if record.status != OK}
+        safe = (record for record in self.records if record.variant not in unsafe)
+        return sorted(safe, key=lambda record: record.time)
+
 
 def choose(records: Iterable[TuningRecord]) -> Best | None:
     """The fastest candidate of the newest run that timed the dense form beside it.

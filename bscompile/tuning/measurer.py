@@ -25,6 +25,7 @@ class Layer:
         dtype: What the weight is to be multiplied in.
         context: The target to run on.
         uses: Layers of the model that pose this problem.
+        aside: Whether its rows are a bucket beside the typical ones.
     """
 
     op: LinearOp
@@ -32,6 +33,7 @@ class Layer:
     dtype: np.dtype[Any]
     context: TargetContext
     uses: int = 1
+    aside: bool = False
 
     @property
     def problem(self) -> Problem:

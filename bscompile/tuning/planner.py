@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bscompile.dialect import LinearOp
+from bscompile.dialect.forms import in_form
 from bscompile.targets.base import FormChoice, TargetContext, problem_of
-from bscompile.targets.planner import plan
+from bscompile.targets.buckets import Admits, plan_buckets
+from bscompile.targets.planner import candidates, plan_rows
 from bscompile.tuning.database import Best, Database
-from bscompile.tuning.forms import in_form
 from bscompile.tuning.keys import key_of
 from bscompile.tuning.record import OK, TuningKey, TuningRecord
 
@@ -30,49 +33,74 @@ class TunedPlanner:
         self._database, self._context = database, context
         self.used: list[TuningKey] = []
 
-    def __call__(self, op: LinearOp, rows: int | None, dtype: np.dtype[Any]) -> FormChoice:
+    def __call__(
+        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
+    ) -> FormChoice:
         """The measured choice, or the cost model's where the layer was never tuned here."""
-        key = key_of(op, rows, dtype, self._context)
+        choice = plan_buckets(op, rows, dtype, self._context, step, self._plan_rows)
+        if not choice.buckets:
+            return choice
+        return replace(choice, tuned=all(bucket.tuned for bucket in choice.buckets))
+
+    def _plan_rows(
+        self,
+        op: LinearOp,
+        m: int | None,
+        dtype: np.dtype[Any],
+        context: TargetContext,
+        admits: Admits | None = None,
+    ) -> FormChoice | None:
+        key = key_of(op, m, dtype, context)
         best = self._database.best(key)
         if best is None:
-            return plan(op, rows, dtype, self._context)
-        choice = self._choice(op, rows, dtype, best)
-        if choice is None:
-            return plan(op, rows, dtype, self._context)
-        self.used.append(key)
-        return choice
+            return plan_rows(op, m, dtype, context, admits)
+        records = [best.winner] if admits is None else best.right
+        for record in records:
+            choice = self._choice(op, m, dtype, context, best, record, admits)
+            if choice is not None:
+                self.used.append(key)
+                return choice
+        return plan_rows(op, m, dtype, context) if admits is None else None
 
     def _choice(
-        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], best: Best
+        self,
+        op: LinearOp,
+        m: int | None,
+        dtype: np.dtype[Any],
+        context: TargetContext,
+        best: Best,
+        record: TuningRecord,
+        admits: Admits | None,
     ) -> FormChoice | None:
-        """None where the record names what this target would never offer.
+        """None where the record names what this target would never offer, or lies not within.
 
         A database is a file that others may have written: a configuration is taken from it only
         where the template itself proposes it.
         """
-        variant = best.winner.variant
-        try:
-            weight = in_form(op.weight, variant.form, variant.block)
-        except ValueError:
+        variant = record.variant
+        problem = problem_of(op, m, dtype, context.typical_rows)
+        kinds = {(c.problem.form, c.problem.block): c for c in candidates(op, problem)}
+        candidate = kinds.get((variant.form, variant.block))
+        template = next((t for t in context.target.templates if t.name == variant.template), None)
+        if candidate is None or template is None:
             return None
-        problem = problem_of(op.with_weight(weight), rows, dtype, self._context.typical_rows)
-        hardware = self._context.hardware
-        for template in self._context.target.templates:
-            if template.name == variant.template:
-                offered = (dict(config) for config in template.space(problem, hardware))
-                if dict(variant.config) not in offered:
-                    return None
-                return FormChoice(
-                    weight=weight,
-                    template=variant.template,
-                    config=dict(variant.config),
-                    seconds=best.winner.time,
-                    dense_seconds=best.dense.time,
-                    reason=_reason(best),
-                    considered=_considered(best),
-                    tuned=True,
-                )
-        return None
+        if admits is not None and not admits(candidate.problem, template, variant.config):
+            return None
+        offered = template.space(candidate.problem, context.hardware)
+        if dict(variant.config) not in (dict(config) for config in offered):
+            return None
+        return FormChoice(
+            form=variant.form,
+            block=variant.block,
+            make=partial(in_form, op.weight, variant.form, variant.block),
+            template=variant.template,
+            config=dict(variant.config),
+            seconds=record.time,
+            dense_seconds=best.dense.time,
+            reason=_reason(best),
+            considered=_considered(best),
+            tuned=True,
+        )
 
 
 def _considered(best: Best) -> tuple[tuple[str, float], ...]:

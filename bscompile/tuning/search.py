@@ -39,7 +39,7 @@ class SearchOptions:
 
     Attributes:
         trials: Candidates of a layer; a quarter where a layer that differs in its pattern alone
-            was tuned before.
+            was tuned before, half for a bucket beside the typical rows of a layer that was.
         seed: Of the sampler.
         run: Name of this tuning run, sortable by time.
         expired: Asked before each trial; True ends the search with what it has.
@@ -83,7 +83,8 @@ class LayerSearch:
     def trials(self) -> int:
         """How many candidates will be measured at most."""
         near = any(distance < _SAME_BUT_PATTERN for distance, _ in self._neighbours)
-        wanted = self._options.trials // 4 if near else self._options.trials
+        share = 4 if near else 2 if self._layer.aside and self._neighbours else 1
+        wanted = self._options.trials // share
         return min(max(2, wanted), len(self._space))
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from bscompile.dialect import LinearOp
 from bscompile.errors import TargetError, UsageError
 from bscompile.targets.base import FormChoice, TargetContext
+from bscompile.targets.buckets import bucket_rows, typical_rows
 from bscompile.targets.planner import plan
 from bscompile.tuning.child import ChildMeasurer
 from bscompile.tuning.database import Best, Database
@@ -94,13 +95,19 @@ class Collector:
         self._context = context
         self._layers: dict[str, Layer] = {}
 
-    def __call__(self, op: LinearOp, rows: int | None, dtype: np.dtype[Any]) -> FormChoice:
-        """Remember the layer; plan it by cost."""
-        layer = Layer(op, rows, dtype, self._context)
-        digest = layer.key.digest
-        known = self._layers.get(digest)
-        self._layers[digest] = replace(known, uses=known.uses + 1) if known else layer
-        return plan(op, rows, dtype, self._context)
+    def __call__(
+        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
+    ) -> FormChoice:
+        """Remember the layer, once for each bucket of symbolic rows; plan it by cost."""
+        counts = (rows,) if rows is not None else bucket_rows(self._context, step)
+        for count in counts:
+            here = replace(self._context, typical_rows=count) if rows is None else self._context
+            aside = rows is None and count != typical_rows(self._context, step)
+            layer = Layer(op, rows, dtype, here, aside=aside)
+            digest = layer.key.digest
+            known = self._layers.get(digest)
+            self._layers[digest] = replace(known, uses=known.uses + 1) if known else layer
+        return plan(op, rows, dtype, self._context, step)
 
     @property
     def layers(self) -> list[Layer]:
@@ -133,7 +140,8 @@ def tune_layers(
     if todo:
         _check(todo[0].context, options.runner)
         # Large problems first: when time runs out, what is missing matters least.
-        todo.sort(key=lambda layer: -layer.uses * _dense_work(layer))
+        # What is typical comes before the other buckets of symbolic rows.
+        todo.sort(key=lambda layer: (layer.aside, -layer.uses * _dense_work(layer)))
         with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
             lock = Path(folder) / "turns" if options.jobs > 1 and options.runner is None else None
             measurers = [

@@ -152,7 +152,7 @@ class TuningResult:
         """For people, such as ``48 of 48 problems tuned, 12 of them now``."""
         known = [layer for layer in self.layers if layer.seconds is not None]
         now = sum(layer.tuned_now for layer in known)
-        text = f"{len(known)} of {len(self.layers)} distinct layers tuned"
+        text = f"{len(known)} of {len(self.layers)} distinct problems tuned"
         return f"{text}, {now} of them now" if now else f"{text}, nothing was left to tune"
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
+from bscompile.dialect.forms import in_form
 from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
-from bscompile.tuning.forms import in_form
 from bscompile.tuning.measurer import Measurement
 from bscompile.tuning.record import OK, WRONG, Variant
 from bscompile.tuning.runner import Runner, Session

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper
 
+from bscompile.dialect import form_of
 from bscompile.importer import load_model
 from tests.tolerance import assert_close
 
@@ -25,9 +26,18 @@ class KeepForm:
     reason: str = "kept as recognised"
     considered: tuple = (("kept", 1e-6),)
     tuned: bool = False
+    buckets: tuple = ()
+
+    @property
+    def form(self):
+        return form_of(self.weight)
+
+    @property
+    def block(self):
+        return (1, 1) if self.form == "dense" else self.weight.block
 
 
-def keep_form(op, rows, dtype):
+def keep_form(op, rows, dtype, step=1):
     return KeepForm(op.weight)
 
 

@@ -17,10 +17,11 @@ class Planner:
     """Takes a given form and remembers what it was asked."""
 
     def __init__(self, block=None):
-        self.block, self.asked = block, []
+        self.block, self.asked, self.steps = block, [], []
 
-    def __call__(self, op, rows, dtype):
+    def __call__(self, op, rows, dtype, step=1):
         self.asked.append((op.shape, rows, dtype, op.epilogue))
+        self.steps.append(step)
         dense_form = dense_weight(op.weight)
         weight = (
             dense_form if self.block is None
@@ -65,15 +66,16 @@ def test_the_choice_is_written_into_the_node():
 
 
 @pytest.mark.parametrize(
-    ("declared", "shape", "rows"),
-    [("2, 3, 8", (2, 3, 8), 6), ("N, 8", (3, 8), None), ("2, N, 8", (2, 4, 8), None)],
+    ("declared", "shape", "rows", "step"),
+    [("2, 3, 8", (2, 3, 8), 6, 1), ("N, 8", (3, 8), None, 1), ("2, N, 8", (2, 4, 8), None, 2)],
 )
-def test_rows_are_the_product_of_the_leading_dimensions(declared, shape, rows):
+def test_rows_are_the_product_of_the_leading_dimensions(declared, shape, rows, step):
     planner = Planner()
     result = declared[:-1] + "12"
     text = f"g (float[{declared}] x) => (float[{result}] y) {{ y = MatMul(x, w) }}"
     choose(text, {"w": blocky((8, 12))}, {"x": dense(*shape)}, planner)
     assert planner.asked[0][1] == rows
+    assert planner.steps == [step]
 
 
 @pytest.mark.parametrize(("batch", "rows"), [("2", 2 * 4 * 3), ("N", None)])
@@ -102,6 +104,6 @@ def test_a_planner_that_keeps_the_weight_changes_no_initializer():
     text = TEXT.format(rows=3)
     model = rewritten(
         model_from(text, {"w": blocky((8, 12))}), RecogniseLinear(),
-        ChooseForm(lambda op, rows, dtype: KeepForm(op.weight)), feeds={"x": dense(3, 8)},
+        ChooseForm(lambda op, rows, dtype, step: KeepForm(op.weight)), feeds={"x": dense(3, 8)},
     )  # fmt: skip
     assert len(model.graph.initializers) == 3

@@ -36,7 +36,7 @@ def model(nodes, weights, x, out_rank=4):
 
 def compiled(proto):
     graph = importer.load_model(proto)
-    passes = pipeline.pipeline(lambda op, m, dtype: plan(op, m, dtype, CONTEXT))
+    passes = pipeline.pipeline(lambda op, m, dtype, step: plan(op, m, dtype, CONTEXT))
     pipeline.run(graph, passes)
     return Compiled(graph, CONTEXT)
 

@@ -71,30 +71,33 @@ def run(capsys):
 
 def test_tune_then_build_with_a_warm_database(model, table, run, tmp_path):
     db, page, artifact = tmp_path / "db.jsonl", tmp_path / "page.html", tmp_path / "out.bsc"
-    code, out, err = run("tune", model, "--db", db, "--trials", 12, "--report", page)
+    rows = ("--buckets", "8")
+    code, out, err = run("tune", model, *rows, "--db", db, "--trials", 32, "--report", page)
     assert code == 0
     assert "block_sparse 4x4" in out
-    assert "2 of 2 distinct layers tuned, 2 of them now" in err
+    assert "4 of 4 distinct problems tuned, 4 of them now" in err
     assert "of roofline" in err
     assert "whole model" in err
     assert page.read_text().startswith("<!doctype html>")
 
     tuned = db.read_text()
-    code, out, err = run("tune", model, "--db", db, "--trials", 12, "--json")
+    code, out, err = run("tune", model, *rows, "--db", db, "--trials", 32, "--json")
     result = json.loads(out)
-    assert [layer["winner"] for layer in result["layers"]] == ["block_sparse 4x4"] * 2
+    assert [layer["winner"] for layer in result["layers"]] == ["block_sparse 4x4"] * 4
+    assert [layer["rows"] for layer in result["layers"]] == [8, 128, 8, 128]
     assert db.read_text() == tuned
     assert len(table) == 1
 
-    code, out, err = run("build", model, "--db", db, "-o", artifact)
+    code, out, err = run("build", model, *rows, "--db", db, "-o", artifact)
     assert code == 0
     assert "2 of 2 layers tuned" in err
+    assert err.count(", tuned") == 2  # both layers alike, told once
     assert "100.00 times as fast as dense" in err
     assert run("verify", artifact, model)[0] == 0
 
     # The records travel with the artifact, to whoever has the same machine.
     other = tmp_path / "other.jsonl"
-    code, out, err = run("tune", model, "--db", other, "--merge", artifact)
+    code, out, err = run("tune", model, *rows, "--db", other, "--merge", artifact)
     assert "nothing was left to tune" in err
     assert len(Database(other)) == len(Database(db))
 
@@ -128,7 +131,7 @@ def test_ctrl_c_keeps_what_was_found(model, monkeypatch, run, tmp_path):
 def test_damage_is_told(model, table, run, tmp_path):
     db = tmp_path / "db.jsonl"
     db.write_text("broken\n")
-    code, _, err = run("tune", model, "--db", db, "--trials", 2)
+    code, _, err = run("tune", model, "--db", db, "--trials", 2, "--buckets", "none")
     assert code == 0
     assert "db.jsonl:1: skipped" in err.replace("\n", "")
 

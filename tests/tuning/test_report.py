@@ -54,7 +54,7 @@ def test_the_summary_adds_up(result):
     assert result.layers[3].winner == "dense"
     assert result.layers[3].statuses["timeout"] == 11
     assert result.layers[4].seconds is None
-    assert result.headline == "4 of 5 distinct layers tuned, 4 of them now"
+    assert result.headline == "4 of 5 distinct problems tuned, 4 of them now"
     assert "sparsity" not in result.to_dict()["layers"][0]
 
 
@@ -113,7 +113,7 @@ def test_the_whole_model_and_its_losses_are_told(result, hardware, peer, said):
 
 def test_a_page_without_layers(hardware):
     page = tuning_page(TuningResult("db", (), ()), hardware)
-    assert "0 of 0 distinct layers" in page
+    assert "0 of 0 distinct problems" in page
 
 
 def test_scales():

@@ -41,5 +41,6 @@ TARGET = Target(
     templates=TEMPLATES,
     build=build,
     compile_kernel=compile_kernel,
+    branches=True,
     elsewhere=STATIC,
 )

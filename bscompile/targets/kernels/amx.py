@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,6 +78,10 @@ class AmxTiles(KernelTemplate):
         units += PREPARE[problem.dtype] * problem.rows * problem.k / lanes
         around = seconds(hardware, share, units, [])
         return max(multiply, memory) + OVERLAP * min(multiply, memory) + around
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """Tiles of weights."""
+        return ("tiles",)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

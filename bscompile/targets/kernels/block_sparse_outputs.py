@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from bscompile.dialect import Weight
@@ -69,6 +71,10 @@ class BlockSparseOutputs(KernelTemplate):
             repeats = tasks if by_rows else 1
             traffic = [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
         return seconds(hardware, share, tiles * units, traffic)
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """Block rows, as block_sparse_rows reads them, too."""
+        return ("block rows",)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import itemsize
 from bscompile.formats import BlockSparseMatrix
@@ -61,6 +63,10 @@ class BlockSparseRows(KernelTemplate):
         ]
         share = even(tiles if by_rows else block_rows, tasks)
         return seconds(hardware, share, tiles * units, traffic)
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """Block rows, as block_sparse_outputs reads them, too."""
+        return ("block rows",)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from bscompile.dialect import Weight, dense_weight
@@ -68,6 +70,10 @@ class DenseTemplate(KernelTemplate):
             ((tiles - 1) * panels * panel_bytes, panel_bytes),
         ]
         return seconds(hardware, even(tiles * panels, tasks), tiles * panels * tile, traffic)
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """Panels of one width."""
+        return "panels", config["width"]
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 
 from bscompile.dialect import Weight
@@ -79,6 +81,10 @@ class KroneckerTemplate(KernelTemplate):
         traffic = [(read * tiles, prepared), (coefficients * tiles, 0.0)]
         share = even(tiles if by_rows else block_rows, tasks)
         return seconds(hardware, share, tiles * units, traffic)
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """The live coefficients and the factors."""
+        return ("factors",)
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

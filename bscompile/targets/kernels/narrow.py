@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from bscompile.dialect import Weight
@@ -86,6 +87,10 @@ class NarrowProducts(KernelTemplate):
             traffic = [(weight_bytes * (tasks if by_rows else 1), weight_held), (x_bytes, x_held)]
         multiply = seconds(hardware, share, tiles * units, traffic, problem.dtype, group)
         return multiply + prepare_seconds(problem, tasks, hardware)
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """Words of inputs for panels of one width."""
+        return "words", config["width"]
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

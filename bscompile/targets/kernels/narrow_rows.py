@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
@@ -75,6 +77,10 @@ class NarrowRows(KernelTemplate):
         share = even(tiles if by_rows else block_rows, tasks)
         multiply = seconds(hardware, share, tiles * units, traffic, problem.dtype, group)
         return multiply + prepare_seconds(problem, tasks, hardware)
+
+    def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
+        """Words of inputs, as narrow reads them, too."""
+        return "words", problem.block[0]
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec

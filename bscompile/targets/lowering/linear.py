@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,18 @@ import onnx_ir as ir
 from tvm import relax, tirx
 
 from bscompile.dialect import CHOICE_KEY, TENSOR_STEPS, LinearOp, read_node, weight_inputs
+from bscompile.dialect.forms import in_form
 from bscompile.dialect.precision import kernel_weight, precision_of
 from bscompile.errors import TargetError
-from bscompile.targets.base import Config, Image, Kernel, KernelTemplate, Problem, problem_of
+from bscompile.targets.base import (
+    Config,
+    HardwareSpec,
+    Image,
+    Kernel,
+    KernelTemplate,
+    Problem,
+    problem_of,
+)
 from bscompile.targets.lowering.shape_converters import product, reshaped, shape_of
 
 if TYPE_CHECKING:
@@ -68,27 +78,21 @@ def kernel_call(
         None where the chosen kernel cannot read an image.
     """
     importer = view.importer
-    hardware = importer.context.hardware
     static_m = int(m.value) if isinstance(m, tirx.IntImm) else None
-    precision = precision_of(op.weight)
-    problem = problem_of(op, static_m, precision, importer.context.typical_rows)
-    template, config = _choice(view.node, problem, importer)
+    problem = problem_of(op, static_m, precision_of(op.weight), importer.context.typical_rows)
+    ways = _ways(view.node, op, problem, importer)
     key = (
         tuple(weight_inputs(view.node)),
-        template.name,
-        tuple(sorted(config.items())),
+        tuple((limit, way.identity) for limit, way in ways),
         problem,
         image,
     )
     if key not in importer.shared:
-        if image is None:
-            kernel = template.build(problem, kernel_weight(op), config, hardware)
-        else:
-            reading = template.build_conv(problem, op.weight, config, hardware, image)
-            if reading is None:
-                return None
-            kernel = reading
-        importer.shared[key] = _register(importer, op, kernel)
+        kernels = [_build(way, op, problem, importer.context.hardware, image) for _, way in ways]
+        built = [kernel for kernel in kernels if kernel is not None]
+        if len(built) < len(kernels):
+            return None
+        importer.shared[key] = _register(importer, op, _joined(built, [up for up, _ in ways]))
     function, operands, x_dtype = importer.shared[key]
     result = relax.TensorType([m, tirx.const(problem.n, "int64")], problem.y_dtype)
 
@@ -117,15 +121,69 @@ def _operand(importer: Importer, name: str, array: npt.NDArray[Any]) -> Any:
     return importer.bb.emit(relax.op.memory.view(bits, dtype="bfloat16"))
 
 
-def _choice(node: ir.Node, problem: Problem, importer: Importer) -> tuple[KernelTemplate, Config]:
-    """The template and configuration that the choose-form pass wrote, or the first that fits."""
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A form, template and configuration."""
+
+    form: str
+    block: tuple[int, int]
+    template: KernelTemplate
+    config: Config
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        config = tuple(sorted(self.config.items()))
+        return self.form, self.block, self.template.name, config
+
+
+def _ways(
+    node: ir.Node, op: LinearOp, problem: Problem, importer: Importer
+) -> list[tuple[int, _Way]]:
+    """(most rows, way) as the choose-form pass wrote them, or the first that fits.
+
+    The limit of the last one is of no meaning.
+    """
     target, hardware = importer.context.target, importer.context.hardware
     written = node.metadata_props.get(CHOICE_KEY)
-    if written:
-        choice: Mapping[str, Any] = json.loads(written)
-        return target.template(choice["template"]), dict(choice["config"])
-    for template in target.templates:
-        configs = template.space(problem, hardware)
-        if configs:
-            return template, configs[0]
-    raise TargetError(f"target {target.name} has no kernel template for {problem}")
+    if not written:
+        for template in target.templates:
+            configs = template.space(problem, hardware)
+            if configs:
+                return [(0, _Way(op.form, problem.block, template, configs[0]))]
+        raise TargetError(f"target {target.name} has no kernel template for {problem}")
+    choice: Mapping[str, Any] = json.loads(written)
+    if problem.m is not None or not choice.get("buckets"):
+        template = target.template(choice["template"])
+        return [(0, _Way(op.form, problem.block, template, dict(choice["config"])))]
+    ways: list[tuple[int, _Way]] = []
+    for bucket in choice["buckets"]:
+        template, config = target.template(bucket["template"]), dict(bucket["config"])
+        bh, bw = bucket["block"]
+        way = _Way(bucket["form"], (int(bh), int(bw)), template, config)
+        limit = int(bucket["up_to"] or 0)
+        if ways and ways[-1][1].identity == way.identity:
+            ways[-1] = (limit, way)  # neighbours that run the same are one
+        else:
+            ways.append((limit, way))
+    return ways
+
+
+def _build(
+    way: _Way, op: LinearOp, problem: Problem, hardware: HardwareSpec, image: Image | None
+) -> Kernel | None:
+    """The kernel of one way; None where it cannot read an image."""
+    if (way.form, way.block) != (op.form, problem.block):
+        op = op.with_weight(in_form(op.weight, way.form, way.block))
+        own = problem_of(op, problem.m, precision_of(op.weight), problem.typical_m)
+        problem = own
+    if image is None:
+        return way.template.build(problem, kernel_weight(op), way.config, hardware)
+    return way.template.build_conv(problem, op.weight, way.config, hardware, image)
+
+
+def _joined(kernels: list[Kernel], limits: list[int]) -> Kernel:
+    if len(kernels) == 1:
+        return kernels[0]
+    from bscompile.targets.kernels.code.branches import join
+
+    return join(kernels, limits[:-1])

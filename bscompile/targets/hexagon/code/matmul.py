@@ -61,7 +61,7 @@ def generate(
     def body(args: Arguments) -> None:
         with emit.opaque():
             nest.begin(args)
-            emit.for_row_tiles(args.m, (rows,), nest.tiles)
+            emit.for_rows_of(args, (rows,), nest.tiles)
 
     return emit.generate("hvx_int8", problem, operands, body)
 

@@ -46,7 +46,7 @@ def generate(
     nest = Nest(problem, operands, lanes, tasks, split, outer)
 
     def body(args: Arguments) -> None:
-        emit.for_row_tiles(args.m, (rows, 4), lambda r: nest.emit(args, r))
+        emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, r))
 
     return emit.generate("block_sparse_outputs", problem, operands, body)
 

@@ -50,8 +50,8 @@ def generate(
     few = block_sparse_outputs.Nest(problem, operands, lanes, tasks, "outputs", "rows")
 
     def body(args: Arguments) -> None:
-        emit.for_row_tiles(
-            args.m, (rows, 8, 1), lambda r: nest(args) if r == rows else few.emit(args, r)
+        emit.for_rows_of(
+            args, (rows, 8, 1), lambda r: nest(args) if r == rows else few.emit(args, r)
         )
 
     def nest(args: Arguments) -> None:

@@ -41,7 +41,7 @@ def generate(
     panels, k, width = operands[0][1].shape
 
     def body(args: Arguments) -> None:
-        emit.for_row_tiles(args.m, (rows, 4), lambda r: nest(args, r))
+        emit.for_rows_of(args, (rows, 4), lambda r: nest(args, r))
 
     def nest(args: Arguments, tile_rows: int) -> None:
         tiles = T.int64(emit.tile_count(args.m, tile_rows))

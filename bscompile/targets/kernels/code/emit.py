@@ -22,7 +22,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect import TENSOR_STEPS
-from bscompile.targets.base import Array, Problem
+from bscompile.targets.base import Array, Problem, Recipe
 
 Expr = Any  # a TIR expression or an int
 Buffer = Any
@@ -39,6 +39,8 @@ class Arguments:
         operands: The packed weight's buffers.
         steps: Epilogue steps with their tensor, None for activations.
         leave: (value, lanes) -> the same as y holds it.
+        least: What a symbolic m is known to be at least.
+        most: What a symbolic m is known to be at most; None for no limit.
     """
 
     m: Expr
@@ -47,6 +49,31 @@ class Arguments:
     operands: tuple[Buffer, ...]
     steps: tuple[tuple[str, Buffer | None], ...]
     leave: Callable[[Expr, int], Expr] = lambda value, lanes: value
+    least: int = 1
+    most: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Statements(Recipe):
+    """The recipe of a function (x, *operands, *epilogue tensors, y).
+
+    Attributes:
+        name: Of the function.
+        problem: The layer.
+        operands: The packed weight.
+        body: Emits the statements.
+        x_shape: Of x where it is not [m, k]; None stands for a symbolic length.
+    """
+
+    name: str
+    problem: Problem
+    operands: Sequence[tuple[str, Array]]
+    body: Callable[[Arguments], None]
+    x_shape: tuple[int | None, ...] = ()
+
+    def prim_func(self) -> Any:
+        """The function."""
+        return _function(self.name, self.problem, self.operands, self.body, self.x_shape)
 
 
 def generate(
@@ -55,16 +82,18 @@ def generate(
     operands: Sequence[tuple[str, Array]],
     body: Callable[[Arguments], None],
     x_shape: tuple[int | None, ...] = (),
-) -> Any:
-    """The PrimFunc (x, *operands, *epilogue tensors, y) with the statements that ``body`` emits.
+) -> Statements:
+    """The recipe of a kernel; arguments as of Statements."""
+    return Statements(name, problem, operands, body, x_shape)
 
-    Args:
-        name: Of the function.
-        problem: The layer.
-        operands: The packed weight.
-        body: Emits the statements.
-        x_shape: Of x where it is not [m, k]; None stands for a symbolic length.
-    """
+
+def _function(
+    name: str,
+    problem: Problem,
+    operands: Sequence[tuple[str, Array]],
+    body: Callable[[Arguments], None],
+    x_shape: tuple[int | None, ...],
+) -> Any:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -142,7 +171,18 @@ def share(work: Expr, task: Expr, tasks: int) -> tuple[Expr, Expr]:
     return T.floordiv(task * work, T.int64(tasks)), T.floordiv((task + 1) * work, T.int64(tasks))
 
 
-def for_row_tiles(m: Expr, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
+def for_rows_of(args: Arguments, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
+    """``for_row_tiles`` with what is known about a kernel's m."""
+    for_row_tiles(args.m, sizes, emit, args.least, args.most)
+
+
+def for_row_tiles(
+    m: Expr,
+    sizes: Sequence[int],
+    emit: Callable[[int], None],
+    least: int = 1,
+    most: int | None = None,
+) -> None:
     """Emit the kernel for tiles of the first size that m allows; 1 always does.
 
     A tile never reaches over row m: the last one is moved back over its neighbour (see
@@ -152,13 +192,18 @@ def for_row_tiles(m: Expr, sizes: Sequence[int], emit: Callable[[int], None]) ->
         m: Rows of x.
         sizes: Rows of a tile, the preferred size first.
         emit: Emits the whole kernel for one size.
+        least: What m is known to be at least.
+        most: What m is known to be at most; None for no limit.
     """
     chain = [size for size in (*sizes, 1) if size <= sizes[0]]
     chain = sorted(set(chain), reverse=True)
     if isinstance(m, int):
         emit(next((size for size in chain if size <= m), 1))
-    else:
-        _emit_chain(m, chain, emit)
+        return
+    if most is not None:
+        chain = [size for size in chain if size <= most]
+    sure = next(place for place, size in enumerate(chain) if size <= max(1, least))
+    _emit_chain(m, chain[: sure + 1], emit)
 
 
 def _emit_chain(m: Expr, chain: list[int], emit: Callable[[int], None]) -> None:

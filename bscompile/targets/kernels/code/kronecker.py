@@ -78,7 +78,7 @@ class _Kronecker:
         return emit.generate("kronecker", self.problem, self.operands, self._body)
 
     def _body(self, args: Arguments) -> None:
-        emit.for_row_tiles(args.m, (self.rows, 4), lambda r: self._nest(args, r))
+        emit.for_rows_of(args, (self.rows, 4), lambda r: self._nest(args, r))
 
     def _nest(self, args: Arguments, rows: int) -> None:
         tiles = T.int64(emit.tile_count(args.m, rows))

@@ -64,7 +64,7 @@ def generate(
             inputs = prepare(args, product, mode, tasks)
             if problem.y_dtype != "float32":
                 args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
-            emit.for_row_tiles(args.m, (rows, 4), lambda r: nest.emit(args, inputs, r))
+            emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, inputs, r))
 
     return emit.generate(f"narrow_{problem.dtype}", problem, operands, body)
 

@@ -67,7 +67,7 @@ def generate(
                 else:
                     few.emit(args, inputs, rows)
 
-            emit.for_row_tiles(args.m, (vectors * lanes, 8, 1), tiles)
+            emit.for_rows_of(args, (vectors * lanes, 8, 1), tiles)
 
     return emit.generate(f"narrow_rows_{problem.dtype}", problem, operands, body)
 

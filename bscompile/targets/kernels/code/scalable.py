@@ -201,7 +201,7 @@ def generate(
             steps(block, start, T.int64(loops * UNROLL), bw - loops * UNROLL)
 
     def body(args: Arguments) -> None:
-        emit.for_row_tiles(args.m, (rows, 4), lambda r: nest(args, r))
+        emit.for_rows_of(args, (rows, 4), lambda r: nest(args, r))
 
     return emit.generate("scalable", problem, operands, body)
 

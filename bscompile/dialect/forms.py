@@ -1,8 +1,8 @@
-"""A weight in the form and execution block that a tuning record names."""
+"""A weight in the form and execution block that a choice names."""
 
 from __future__ import annotations
 
-from bscompile.dialect import Weight, dense_weight
+from bscompile.dialect.ops import Weight, dense_weight
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 
 
@@ -10,7 +10,7 @@ def in_form(weight: Weight, form: str, block: tuple[int, int]) -> Weight:
     """The same weight in another form and block; the object itself where it is in that form.
 
     Args:
-        weight: W [out, in] as it was recognised.
+        weight: W [out, in] in any form.
         form: ``dense``, ``block_sparse`` or ``kronecker``.
         block: The execution block; dense ignores it.
 
@@ -19,11 +19,13 @@ def in_form(weight: Weight, form: str, block: tuple[int, int]) -> Weight:
     """
     if form == "dense":
         return dense_weight(weight)
-    if form == "block_sparse" and isinstance(weight, BlockSparseMatrix):
-        return weight.reblock(block)
     if isinstance(weight, KroneckerSum):
         if form == "block_sparse":
             return weight.to_block_sparse().reblock(block)
         if weight.block == block:
             return weight
+    elif form == "block_sparse":
+        if isinstance(weight, BlockSparseMatrix):
+            return weight.reblock(block)
+        return BlockSparseMatrix.from_dense(weight, block)
     raise ValueError(f"the weight has no {form} form in {block[0]}x{block[1]} blocks")
