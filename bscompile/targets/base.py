@@ -122,16 +122,19 @@ class Image:
     """What a convolution's kernel reads itself: x [batch, height · width · channels].
 
     Attributes:
-        conv: Its geometry; the padding is part of the image already.
+        conv: Its geometry; the zeros of its padding are nowhere in memory.
         height: Rows of one image.
         width: Columns of one image.
-        channels: Values at one position, side by side.
+        channels: Values at one position.
+        channels_first: Whether each channel is a plane, as ONNX has it; else the channels of a
+            position lie side by side.
     """
 
     conv: ConvGeometry
     height: int
     width: int
     channels: int
+    channels_first: bool = False
 
 
 @dataclass(frozen=True, eq=False)

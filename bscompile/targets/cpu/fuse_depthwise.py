@@ -16,7 +16,7 @@ PARALLEL_WORK = 200_000
 
 
 def FuseDepthwise(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named like TVM's
-    """The pass that replaces depthwise convolutions of padded images with channels last."""
+    """The pass that replaces depthwise convolutions of images with channels last."""
 
     def find(graph: Graph, var: Any) -> Replacement | None:
         bias = None
@@ -35,7 +35,8 @@ def FuseDepthwise(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named
         conv = ConvGeometry(
             (int(taps.ty.shape.values[0]), int(taps.ty.shape.values[1])),
             (int(attrs.strides[0]), int(attrs.strides[1])),
-            dilations=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+            _pads(attrs.padding),
+            (int(attrs.dilation[0]), int(attrs.dilation[1])),
         )
         shape, result = sizes(x), sizes(var)
         if any(isinstance(s, str) for s in (*shape[1:], *result[1:])):
@@ -57,10 +58,16 @@ def FuseDepthwise(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named
 
 
 def _is_depthwise(call: Any) -> bool:
-    """As lowering writes them: one output for each channel, x padded, taps [kh, kw, c, 1]."""
+    """As lowering writes them: one output for each channel, taps [kh, kw, c, 1]."""
     attrs = call.attrs
-    plain = attrs.data_layout == "NHWC" and attrs.kernel_layout == "HWOI"
-    if not plain or any(int(p) for p in attrs.padding):
+    if attrs.data_layout != "NHWC" or attrs.kernel_layout != "HWOI":
         return False
     taps = call.args[1].ty.shape.values
     return int(attrs.groups) == int(taps[2]) and int(taps[3]) == 1
+
+
+def _pads(padding: Any) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of what Relax writes in one, two or four numbers."""
+    numbers = [int(p) for p in padding]
+    top, left, bottom, right = numbers * (4 // len(numbers))
+    return top, left, bottom, right

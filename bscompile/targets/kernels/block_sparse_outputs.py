@@ -103,24 +103,29 @@ class BlockSparseOutputs(KernelTemplate):
         config: Config,
         hardware: HardwareSpec,
         image: Image,
-    ) -> Kernel:
+    ) -> Kernel | None:
         """Pack the live blocks with the offsets of their inputs in the image."""
         from bscompile.targets.kernels.code import block_sparse_conv
-        from bscompile.targets.kernels.code.windows import column_offsets
+        from bscompile.targets.kernels.code.windows import column_offsets, copied_line, positions_of
 
         assert isinstance(weight, BlockSparseMatrix)
+        if image.channels_first:
+            return None
+        rows = int(config["rows"])
+        output_width = image.conv.output_size(image.height, image.width)[1]
+        line = copied_line(image, positions_of(output_width, rows))
         (_, values), (_, starts), (_, indptr), _ = pack_block_rows(weight, 1, problem.dtype)
         columns = starts[:, None] + np.arange(values.shape[1])
         operands = (
             ("values", values),
-            ("offsets", column_offsets(image)[columns]),
+            ("offsets", column_offsets(image, line)[columns]),
             ("indptr", indptr),
         )
         func = block_sparse_conv.generate(
             problem,
             operands,
             image,
-            rows=int(config["rows"]),
+            rows=rows,
             lanes=lanes_of(hardware),
             tasks=int(config["tasks"]),
         )

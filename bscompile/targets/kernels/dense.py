@@ -97,10 +97,11 @@ class DenseTemplate(KernelTemplate):
         """Pack the weight in panels; the tile's rows are positions of one output row."""
         from bscompile.targets.kernels.code import dense_conv
 
-        # In the order of the image: a row of the window is then one run.
-        dense = dense_weight(weight).reshape(problem.n, image.channels, *image.conv.kernel)
-        turned = dense.transpose(0, 2, 3, 1).reshape(problem.n, problem.k)
-        panels = pack_panels(stored(turned, problem.dtype), int(config["width"]))
+        dense = dense_weight(weight)
+        if not image.channels_first:  # a row of the window is then one run
+            windows = dense.reshape(problem.n, image.channels, *image.conv.kernel)
+            dense = windows.transpose(0, 2, 3, 1).reshape(problem.n, problem.k)
+        panels = pack_panels(stored(dense, problem.dtype), int(config["width"]))
         operands = (("panels", panels),)
         func = dense_conv.generate(problem, operands, image, **_tiling(config, hardware))
         return Kernel(func, operands)

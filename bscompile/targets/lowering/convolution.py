@@ -5,14 +5,13 @@ W is [n, c·kh·kw], as ONNX flattens it. Images are [b, h, w, c] here: see chan
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from bscompile.dialect import ConvGeometry, read_node
+from bscompile.dialect import ConvGeometry, LinearOp, read_node
 from bscompile.targets.base import Image
 from bscompile.targets.lowering import channels_last
 from bscompile.targets.lowering.linear import epilogue_tensors, kernel_call
@@ -21,6 +20,9 @@ from bscompile.targets.lowering.shape_converters import product, reshaped, shape
 if TYPE_CHECKING:
     from bscompile.targets.lowering.importer import NodeView
 
+#: Channels up to which reading planes apart costs less than laying them side by side first.
+_FEW_CHANNELS = 8
+
 
 def convert_conv(view: NodeView) -> Any:
     """Y [b, n, oh, ow] from x [b, c, h, w]: a matmul over the windows, m = b·oh·ow."""
@@ -28,7 +30,7 @@ def convert_conv(view: NodeView) -> Any:
     conv = op.conv
     assert conv is not None
     x = view.expr(0)
-    batch, channels, height, width = shape_of(x)
+    batch, _, height, width = shape_of(x)
     n, k = op.shape
     oh, ow = conv.output_size(height, width)
     m = product([batch, oh, ow])
@@ -38,14 +40,8 @@ def convert_conv(view: NodeView) -> Any:
             tensors.append(view.expr(index))
         else:
             tensors.append(reshaped(view.bb, channels_last.image(view, index), [m, n]))
-    direct = None
-    image = _image(conv, channels, height, width)
-    if image is not None and not conv.is_pointwise:
-        direct = kernel_call(view, op, m, image)
-    if image is not None and direct is not None:
-        flat = [batch, image.height * image.width * image.channels]
-        y = direct(reshaped(view.bb, _padded(view, conv), flat), tensors)
-    else:
+    y = None if conv.is_pointwise else _from_image(view, op, m, tensors)
+    if y is None:
         if conv.is_pointwise:
             rows = reshaped(view.bb, channels_last.image(view, 0), [m, k])
         else:
@@ -57,35 +53,22 @@ def convert_conv(view: NodeView) -> Any:
     return channels_last.result(view, y)
 
 
-def _image(conv: ConvGeometry, *sizes: Any) -> Image | None:
-    """The padded image of known size (channels, height, width); None where a size is symbolic."""
+def _from_image(view: NodeView, op: LinearOp, m: Any, tensors: list[Any]) -> Any:
+    """Y [m, n] by a kernel that reads the image; None where there is none, or no known size."""
+    conv = op.conv
+    assert conv is not None
+    batch, *sizes = shape_of(view.expr(0))
     if not all(isinstance(size, tirx.IntImm) for size in sizes):
         return None
     channels, height, width = (int(size.value) for size in sizes)
-    top, left, bottom, right = conv.pads
-    inside = replace(conv, pads=(0, 0, 0, 0))
-    return Image(inside, height + top + bottom, width + left + right, channels)
-
-
-def _padded(view: NodeView, conv: ConvGeometry) -> Any:
-    """X [b, h, w, c] with zeros around each image."""
-    x = channels_last.image(view, 0)
-    if not any(conv.pads):
-        return x
-    top, left, bottom, right = conv.pads
-
-    def grow(x: te.Tensor) -> te.Tensor:
-        batch, height, width, channels = x.shape
-
-        def element(b: Any, i: Any, j: Any, c: Any) -> Any:
-            row, column = i - top, j - left
-            inside = tirx.all(row >= 0, row < height, column >= 0, column < width)
-            return tirx.if_then_else(inside, x[b, row, column, c], tirx.const(0, x.dtype))
-
-        shape = (batch, height + top + bottom, width + left + right, channels)
-        return te.compute(shape, element, name="pad")
-
-    return view.bb.emit_te(grow, x, primfunc_name_hint="pad")
+    few = channels <= _FEW_CHANNELS and not channels_last.is_last(view, 0)
+    for channels_first in (True, False) if few else (False,):
+        image = Image(conv, height, width, channels, channels_first)
+        call = kernel_call(view, op, m, image)
+        if call is not None:
+            x = view.expr(0) if channels_first else channels_last.image(view, 0)
+            return call(reshaped(view.bb, x, [batch, height * width * channels]), tensors)
+    return None
 
 
 def _windows(view: NodeView, conv: ConvGeometry) -> Any:
@@ -130,8 +113,8 @@ def _im2col(x: te.Tensor, conv: ConvGeometry, order: tuple[int, int, int, int]) 
 def convert_grouped(view: NodeView) -> Any:
     """What the passes left to ONNX's Conv: groups, computed kernels, other than two axes.
 
-    A depthwise convolution of two axes with a constant kernel is emitted channels last and
-    padded, taps [kh, kw, c, 1]; targets have their own code for that. All others go to TVM.
+    A depthwise convolution of two axes with a constant kernel is emitted channels last, taps
+    [kh, kw, c, 1]; targets have their own code for that. All others go to TVM.
     """
     from bscompile.targets.lowering.converters import from_tvm
 
@@ -143,9 +126,10 @@ def convert_grouped(view: NodeView) -> Any:
         return from_tvm("Conv")(view)
     taps = np.ascontiguousarray(tensor.numpy().transpose(2, 3, 0, 1))
     y = relax.op.nn.conv2d(
-        _padded(view, conv),
+        channels_last.image(view, 0),
         view.importer.parameter(f"{kernel.name}.taps", taps),
         strides=conv.strides,
+        padding=conv.pads,
         dilation=conv.dilations,
         groups=taps.shape[2],
         data_layout="NHWC",

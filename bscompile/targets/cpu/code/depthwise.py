@@ -6,7 +6,7 @@ line are computed together, so that the loads of one hide behind the multiply-ad
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -15,6 +15,7 @@ from bscompile.dialect import ConvGeometry
 from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, function, pieces
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Expr
+from bscompile.targets.kernels.code.windows import Run, for_kinds, rows_inside, tile_kinds
 
 POSITIONS = 6  # of one line, computed together
 VECTORS = 2  # of channels
@@ -32,16 +33,17 @@ def generate(
     """The function (x [b, h, w, c], taps [kh, kw, c, 1], [bias [c],] y [b, oh, ow, c]).
 
     Args:
-        x: Sizes of the image, which holds its padding already; channels are a number.
-        y: Sizes of the result; its width is a number.
-        conv: Kernel, strides and dilations.
+        x: Sizes of the image; all but the first are numbers.
+        y: Sizes of the result, likewise.
+        conv: Its geometry; what lies outside the image is never read.
         biased: Whether there is a bias.
         lanes: Elements of one vector.
         tasks: Parallel tasks.
     """
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilations
-    channels, width = int(x[3]), int(y[2])
+    height, channels, width = int(x[1]), int(x[3]), int(y[2])
     positions = min(POSITIONS, width)
+    kinds = tile_kinds(conv, int(x[2]), positions)
     tiles = -(-width // positions)
     tensors = [Tensor("x", "bhwc", x), Tensor("taps", "pqci", (kh, kw, channels, 1))]
     tensors += [Tensor("bias", "c", (channels,))] if biased else []
@@ -59,24 +61,36 @@ def generate(
                 row = T.bind(T.floormod(line, heights))
                 with T.serial(0, T.int64(tiles)) as index, emit.opaque():
                     first = T.bind(emit.tile_start(width, positions, index))
-                    _over_channels(channels, lanes, lambda c, cut: tile(b, row, first, c, cut))
+                    for_kinds(kinds, index, lambda runs: along(b, row, first, runs))
 
-        def tile(b: Expr, row: Expr, first: Expr, c: Expr, cut: list[tuple[int, int]]) -> None:
+        def along(b: Expr, row: Expr, first: Expr, runs: Sequence[Run]) -> None:
+            _over_channels(channels, lanes, lambda c, cut: tile(b, row, first, runs, c, cut))
+
+        def tile(
+            b: Expr,
+            row: Expr,
+            first: Expr,
+            runs: Sequence[Run],
+            c: Expr,
+            cut: list[tuple[int, int]],
+        ) -> None:
             with emit.opaque():
                 sums = emit.accumulators(positions, VECTORS * lanes)
                 for acc in sums:
                     for at, n in cut:
                         start = bias.load(n, c=c + at) if bias else emit.constant(0.0, n)
                         emit.store(acc, start, at, lanes=n)
-                for p in range(kh):
-                    for q in range(kw):
-                        for at, n in cut:
-                            tap = T.bind(taps.load(n, p=T.int64(p), q=T.int64(q), c=c + at))
-                            for r, acc in enumerate(sums):
-                                column = (first + r) * sw + q * dw
-                                value = image.load(n, b=b, h=row * sh + p * dh, w=column, c=c + at)
-                                total = emit.load(acc, at, lanes=n) + tap * value
-                                emit.store(acc, total, at, lanes=n)
+                top = T.bind(row * sh - conv.pads[0])
+                with emit.loop(*rows_inside(conv, height, top)) as p:
+                    for run in runs:
+                        for q in range(run.first, run.first + run.count):
+                            for at, n in cut:
+                                tap = T.bind(taps.load(n, p=p, q=T.int64(q), c=c + at))
+                                for r in run.positions:
+                                    column = (first + r) * sw + (q * dw - conv.pads[1])
+                                    value = image.load(n, b=b, h=top + p * dh, w=column, c=c + at)
+                                    total = emit.load(sums[r], at, lanes=n) + tap * value
+                                    emit.store(sums[r], total, at, lanes=n)
                 for r, acc in enumerate(sums):
                     for at, n in cut:
                         value = emit.load(acc, at, lanes=n)

@@ -2,12 +2,14 @@
 
 As block_sparse_outputs.py, with two differences: the rows of a tile are neighbouring positions of
 one output row, and an input of a block is found through its offset from the corner of the window.
-So blocks may lie in any order of channels and taps.
+So blocks may lie in any order of channels and taps. Where the windows of a tile reach over the
+image's edge, what they read is first copied, with zeros around it, to a place that is laid out
+like the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -17,7 +19,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.block_sparse_outputs import UNROLL
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
-from bscompile.targets.kernels.code.windows import positions_of
+from bscompile.targets.kernels.code.windows import copied_line, positions_of, span_of
 from bscompile.targets.kernels.vectors import pieces
 
 
@@ -35,8 +37,9 @@ def generate(
     Args:
         problem: The matmul over the windows.
         operands: values [nnzb, bw, bh]; offsets int32 [nnzb, bw], where each input of a block
-            lies from the window's corner; indptr int32 [block rows + 1].
-        image: What x is.
+            lies from the window's corner in an image whose rows are ``copied_line`` apart;
+            indptr int32 [block rows + 1].
+        image: What x is, channels last.
         rows: Positions per tile, at most.
         lanes: Elements of one vector.
         tasks: Parallel tasks; they share the lines of the output.
@@ -44,10 +47,11 @@ def generate(
     _, bw, bh = operands[0][1].shape
     block_rows = len(operands[2][1]) - 1
     overhang = block_rows * bh - problem.n
-    (sh, sw), channels = image.conv.strides, image.channels
-    line_length = image.width * channels
-    oh, ow = image.conv.output_size(image.height, image.width)
+    conv, channels = image.conv, image.channels
+    (kh, _), (sh, sw), (dh, _) = conv.kernel, conv.strides, conv.dilations
+    oh, ow = conv.output_size(image.height, image.width)
     positions = positions_of(ow, rows)
+    span, line_length = span_of(conv, positions), copied_line(image, positions) * channels
     tiles = -(-ow // positions)
     vectors = pieces(bh, lanes)
     chains = max(1, min(bw, 8 // (positions * len(vectors))))
@@ -57,18 +61,88 @@ def generate(
 
         def task(p: Expr) -> None:
             all_tiles = T.serial(0, T.int64(tiles))
-            with emit.loop(*emit.share(lines, p, tasks)) as line, all_tiles as index, emit.opaque():
-                batch = T.bind(T.floordiv(line, T.int64(oh)))
-                top = T.bind(T.floormod(line, T.int64(oh)) * (sh * line_length))
-                first = T.bind(emit.tile_start(ow, positions, index))
-                corner = T.bind(top + first * (sw * channels))
-                row = T.bind(line * ow + first)
-                with T.serial(0, T.int64(block_rows)) as block_row, emit.opaque():
-                    tile(args, batch, corner, row, T.bind(block_row))
+            with emit.opaque():
+                room = (kh - 1) * dh * line_length + span * channels
+                copied = T.sblock_alloc_buffer((room,), "float32") if any(conv.pads) else None
+                with emit.loop(*emit.share(lines, p, tasks)) as line, all_tiles as index:
+                    one_tile(args, copied, line, T.bind(emit.tile_start(ow, positions, index)))
 
         emit.parallel_tasks(tasks, task)
 
-    def tile(args: Arguments, batch: Expr, corner: Expr, row: Expr, block_row: Expr) -> None:
+    def one_tile(args: Arguments, copied: Buffer | None, line: Expr, first: Expr) -> None:
+        with emit.opaque():
+            batch = T.bind(T.floordiv(line, T.int64(oh)))
+            top = T.bind(T.floormod(line, T.int64(oh)) * sh - conv.pads[0])
+            left = T.bind(first * sw - conv.pads[1])
+            row = T.bind(line * ow + first)
+
+            def from_image() -> None:
+                corner = T.bind((top * image.width + left) * channels)
+                all_outputs(args, args.x, (batch,), corner, row)
+
+            def from_copy() -> None:
+                copy_windows(args, copied, batch, top, left)
+                all_outputs(args, copied, (), T.int64(0), row)
+
+            if copied is None:
+                from_image()
+            elif span > image.width or kh * dh - dh >= image.height:  # no tile fits inside
+                from_copy()
+            else:
+                lowest, rightmost = image.height - (kh - 1) * dh, image.width - span + 1
+                rows_fit = T.And(top >= 0, top < lowest)
+                with T.If(T.And(rows_fit, T.And(left >= 0, left < rightmost))):
+                    with T.Then():
+                        from_image()
+                    with T.Else():
+                        from_copy()
+
+    def copy_windows(args: Arguments, copied: Buffer, batch: Expr, top: Expr, left: Expr) -> None:
+        """The part of the image under a tile's windows, zero where there is no image."""
+        with T.serial(0, T.int64(kh)) as p, T.serial(0, T.int64(span)) as j, emit.opaque():
+            row, column = T.bind(top + p * dh), T.bind(left + j)
+            place = T.bind(p * (dh * line_length) + j * channels)
+            inside = T.And(row >= 0, row < image.height)
+            with T.If(T.And(inside, T.And(column >= 0, column < image.width))):
+                with T.Then():
+                    start = T.bind((row * image.width + column) * channels)
+                    for_channels(
+                        lambda at, size: emit.store(
+                            copied,
+                            emit.load(args.x, batch, start + at, lanes=size),
+                            place + at,
+                            lanes=size,
+                        )
+                    )
+                with T.Else():
+                    for_channels(
+                        lambda at, size: emit.store(
+                            copied, emit.constant(0.0, size), place + at, lanes=size
+                        )
+                    )
+
+    def for_channels(move: Callable[[Expr, int], None]) -> None:
+        """Vectors that cover the channels of one position."""
+        whole = channels - channels % lanes
+        with T.serial(0, T.int64(whole // lanes)) as vector:
+            move(vector * lanes, lanes)
+        for at, size in pieces(channels - whole, lanes):
+            move(T.int64(whole + at), size)
+
+    def all_outputs(
+        args: Arguments, source: Buffer, where: tuple[Expr, ...], corner: Expr, row: Expr
+    ) -> None:
+        with T.serial(0, T.int64(block_rows)) as block_row, emit.opaque():
+            outputs(args, source, where, corner, row, T.bind(block_row))
+
+    def outputs(
+        args: Arguments,
+        source: Buffer,
+        where: tuple[Expr, ...],
+        corner: Expr,
+        row: Expr,
+        block_row: Expr,
+    ) -> None:
         values, offsets, indptr = args.operands
         sums = [emit.accumulators(positions, bh) for _ in range(chains)]
 
@@ -77,7 +151,7 @@ def generate(
             for at, size in vectors:
                 weight = T.bind(emit.weights(values, block, inner, at, lanes=size))
                 for r, acc in enumerate(rows_of):
-                    value = args.x[batch, start + r * (sw * channels)]
+                    value = source[(*where, start + r * (sw * channels))]
                     product = emit.splat(value, size) * weight
                     emit.store(acc, emit.load(acc, at, lanes=size) + product, at, lanes=size)
 
@@ -111,5 +185,5 @@ def generate(
                 write(pieces(bh - overhang, lanes))
 
     batch = problem.m // (oh * ow) if problem.m is not None else None
-    shape = (batch, image.height * line_length)
+    shape = (batch, image.height * image.width * channels)
     return emit.generate("block_sparse_conv", problem, operands, body, x_shape=shape)
