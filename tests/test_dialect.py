@@ -16,6 +16,11 @@ EPILOGUES = [
     ("bias", "gelu", "residual"),
     ("bias", "residual", "relu"),
     ("silu",),
+    ("hard_swish", "bias"),
+    ("clip:0.0:6.0",),
+    ("clip:-inf:0.5", "residual"),
+    ("leaky_relu:0.1",),
+    ("hard_sigmoid:0.2:0.5",),
     ("gelu_tanh",),
 ]
 

@@ -14,17 +14,17 @@ Matmuls compute y[..., out] = x[..., in] Wᵀ; convolutions x [n, c, h, w] -> [n
 A weight in bfloat16 or float16 is widened to x's float32. With an int8 weight the op is called
 Quantized..., has one more weight input ``scale`` [out], and means what quantization.py says.
 Then the epilogue runs, an ordered tuple of steps: ``bias`` (+ bias [out]), ``residual``
-(+ a tensor of y's shape) and activations. The inputs of a node are x, the weight inputs, then
-one input for each ``bias`` and ``residual`` step in order.
+(+ a tensor of y's shape) and activations (see activations.py). The inputs of a node are x, the
+weight inputs, then one input for each ``bias`` and ``residual`` step in order.
 
 In a saved model every node names an ONNX function (domain, op type, overload) whose body is
 plain ONNX, so any ONNX runtime opens and runs it; ``attach_functions`` writes those.
 """
 
+from bscompile.dialect.activations import is_activation, is_short, step_of
 from bscompile.dialect.bodies import attach_functions
 from bscompile.dialect.meaning import evaluate, im2col
 from bscompile.dialect.ops import (
-    ACTIVATIONS,
     CHOICE_KEY,
     DOMAIN,
     FOUND_KEY,
@@ -47,7 +47,6 @@ from bscompile.dialect.ops import (
 )
 
 __all__ = [
-    "ACTIVATIONS",
     "CHOICE_KEY",
     "DOMAIN",
     "FOUND_KEY",
@@ -62,12 +61,15 @@ __all__ = [
     "evaluate",
     "form_of",
     "im2col",
+    "is_activation",
     "is_dialect",
     "is_float_layer",
     "is_quantized",
+    "is_short",
     "make_node",
     "node_form",
     "read_node",
+    "step_of",
     "tensor_inputs",
     "weight_inputs",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from bscompile.dialect.activations import spelled_out
 from bscompile.dialect.ops import (
     CONV_KEYS,
     DOMAIN,
@@ -116,15 +117,8 @@ def _function(node: ir.Node, opset: int) -> ir.Function:
             ]
         elif step == "residual":
             body.append(f"{result} = Add({current}, {rest.pop(0)})")
-        elif step == "silu":
-            body += [f"s{i} = Sigmoid({current})", f"{result} = Mul({current}, s{i})"]
         else:
-            call = {
-                "relu": f"Relu({current})",
-                "gelu": f"Gelu({current})",
-                "gelu_tanh": f'Gelu<approximate: string = "tanh">({current})',
-            }[step]
-            body.append(f"{result} = {call}")
+            body += spelled_out(step, current, result, i)
         current = result
     if quantization is not None:
         lines, current = requantize_lines(quantization, current)

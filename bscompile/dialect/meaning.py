@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bscompile.dialect.activations import activate
 from bscompile.dialect.ops import TENSOR_STEPS, ConvGeometry, LinearOp, dense_weight
 from bscompile.formats import KroneckerSum
 
@@ -23,21 +23,7 @@ def apply_step(step: str, y: Array, tensor: Array | None, conv: bool) -> Array:
     if step == "residual":
         assert tensor is not None
         return y + tensor
-    if step == "relu":
-        rectified: Array = np.maximum(y, 0)
-        return rectified
-    if step == "gelu":
-        erf = np.vectorize(math.erf, otypes=[np.float64])
-        gelu: Array = (0.5 * y * (1 + erf(y / math.sqrt(2)))).astype(y.dtype)
-        return gelu
-    if step == "gelu_tanh":
-        inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
-        approximate: Array = 0.5 * y * (1 + np.tanh(inner))
-        return approximate
-    if step == "silu":
-        silu: Array = y / (1 + np.exp(-np.clip(y, -700, None)))
-        return silu
-    raise ValueError(f"unknown epilogue step {step!r}")
+    return activate(step, y)
 
 
 def evaluate(op: LinearOp, x: Array, tensors: tuple[Array, ...] = ()) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bscompile.dialect.activations import is_activation
 from bscompile.dialect.quantization import (
     Quantization,
     quantization_attributes,
@@ -21,7 +22,6 @@ Weight = Array | BlockSparseMatrix | KroneckerSum
 
 DOMAIN = "ai.bscompile"
 VERSION = 1
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 TENSOR_STEPS = ("bias", "residual")
 
 LAYER_KEY = "bscompile.layer"  # metadata: the layer's name in the user's model
@@ -90,7 +90,7 @@ class LinearOp:
 
     def __post_init__(self) -> None:
         for step in self.epilogue:
-            if step not in ACTIVATIONS + TENSOR_STEPS:
+            if step not in TENSOR_STEPS and not is_activation(step):
                 raise ValueError(f"unknown epilogue step {step!r}")
 
     @property

@@ -1,23 +1,25 @@
 """What follows a linear layer elementwise becomes part of its op, so that y is written once.
 
     op(x) + bias [out], bias + op(x)             -> step bias
-    Relu, Gelu, Swish, y·sigmoid(y), GELU in erf or tanh spelled out
-                                                 -> step relu, gelu, gelu_tanh, silu
+    Relu, Gelu, Swish, HardSwish, y·sigmoid(y), GELU in erf or tanh spelled out, Clip between
+    numbers, LeakyRelu, HardSigmoid              -> an activation, see dialect/activations.py
     op(x) + t, t of y's shape                    -> step residual
 
-Steps in order: bias, activation, residual; or bias, residual, relu. A step is taken only where
-nothing else reads the value between and it is no output of the graph; then the other operand of
-an addition cannot depend on it, so no cycle can arise.
+Steps in order: bias, activation, residual; or bias, residual, relu or clip. A step is taken only
+where nothing else reads the value between and it is no output of the graph; then the other operand
+of an addition cannot depend on it, so no cycle can arise.
 
 Refuses: additions that broadcast other than along out, or whose shapes are not surely equal.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
-from bscompile.dialect import ACTIVATIONS, DOMAIN, VERSION, is_dialect
+from bscompile.dialect import DOMAIN, VERSION, is_activation, is_dialect, step_of
 from bscompile.passes.base import GraphPass
 from bscompile.passes.graph import (
     add_initializer,
@@ -27,10 +29,12 @@ from bscompile.passes.graph import (
     only_reader,
     replace,
     same_shape,
+    scalar,
     static_shape,
 )
 from bscompile.passes.polynomial import ELEMENTWISE, activation_of
 
+_AFTER_RESIDUAL = ("relu", "clip")
 _LONGEST_SPELLING = 12  # nodes; the tanh form of GELU has eight
 
 
@@ -50,12 +54,12 @@ class FuseEpilogues(GraphPass):
     def _extend(self, graph: ir.Graph, node: ir.Node) -> ir.Node | None:
         """Take one step into the node's epilogue; the new node, or None at the end."""
         steps = _steps(node)
-        activated = any(step in ACTIVATIONS for step in steps)
+        activated = any(is_activation(step) for step in steps)
         added = "residual" in steps
         y = node.outputs[0]
         if not activated:
             region, step = _activation(y)
-            if step is not None and (step == "relu" or not added):
+            if step is not None and (not added or step.startswith(_AFTER_RESIDUAL)):
                 return self._take(graph, node, region, step, None)
         reader = only_reader(y)
         if reader is None or not is_op(reader, "Add") or added:
@@ -125,6 +129,15 @@ def _named_activation(node: ir.Node) -> str | None:
     """Activations that are one operator."""
     if is_op(node, "Relu"):
         return "relu"
+    if is_op(node, "HardSwish"):
+        return "hard_swish"
+    if is_op(node, "LeakyRelu"):
+        return step_of("leaky_relu", node.attributes.get_float("alpha", 0.01))
+    if is_op(node, "HardSigmoid"):
+        ends = (node.attributes.get_float(*end) for end in (("alpha", 0.2), ("beta", 0.5)))
+        return step_of("hard_sigmoid", *ends)
+    if is_op(node, "Clip"):
+        return _clip(node)
     if is_op(node, "Gelu"):
         approximate = node.attributes.get_string("approximate", "none")
         return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
@@ -133,6 +146,18 @@ def _named_activation(node: ir.Node) -> str | None:
     if node.domain == "com.microsoft" and len(node.inputs) == 1:
         return {"Gelu": "gelu", "FastGelu": "gelu_tanh"}.get(node.op_type)
     return None
+
+
+def _clip(node: ir.Node) -> str | None:
+    """Clip between constants, or from one of them on; up to opset 10 they are attributes."""
+    limits = []
+    for index, (name, default) in enumerate((("min", -math.inf), ("max", math.inf)), 1):
+        given = node.inputs[index] if index < len(node.inputs) else None
+        limits.append(node.attributes.get_float(name, default) if given is None else scalar(given))
+    low, high = limits
+    if low is None or high is None or not low <= high:
+        return None
+    return "relu" if (low, high) == (0.0, math.inf) else step_of("clip", low, high)
 
 
 def _next_elementwise(known: list[ir.Value], region: list[ir.Node]) -> ir.Node | None:

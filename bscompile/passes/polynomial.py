@@ -2,7 +2,8 @@
 
 GELU is x/2 + x/2 · erf(x/√2). Exporters write it as 0.5 * (x * (1 + erf(x / √2))), with the
 factors in any order and association, a division as a product, a cube as Pow or Mul. Expanded
-into a polynomial over x and opaque leaves (the results of Erf, Tanh, Sigmoid) all are equal.
+into a polynomial over x and opaque leaves (the results of Erf, Tanh, Sigmoid and
+the like) all are equal.
 """
 
 from __future__ import annotations
@@ -19,8 +20,20 @@ from bscompile.passes.graph import is_op, scalar
 Monomial = tuple[int, ...]
 Polynomial = Mapping[Monomial, float]
 
-ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Erf", "Tanh", "Sigmoid")
-_LEAVES = ("Erf", "Tanh", "Sigmoid")
+ELEMENTWISE = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Neg",
+    "Erf",
+    "Tanh",
+    "Sigmoid",
+    "Clip",
+    "HardSigmoid",
+)
+_LEAVES = ("Erf", "Tanh", "Sigmoid", "Clip", "HardSigmoid")
 _MOST_TERMS = 16
 _TOLERANCE = 1e-4  # constants are written with four digits at worst
 
@@ -106,6 +119,10 @@ def activation_of(result: ir.Value, base: ir.Value) -> str | None:
     if function.op_type == "Sigmoid":
         fits = same(polynomial, {with_leaf: 1.0}) and same(argument, {(x,): 1.0})
         return "silu" if fits else None
+    if function.op_type in ("Clip", "HardSigmoid"):
+        return (
+            "hard_swish" if _is_hard_swish(function, argument, polynomial, x, with_leaf) else None
+        )
     if not same(polynomial, {(x,): 0.5, with_leaf: 0.5}):
         return None
     if function.op_type == "Erf":
@@ -113,6 +130,20 @@ def activation_of(result: ir.Value, base: ir.Value) -> str | None:
     slope = math.sqrt(2 / math.pi)
     fits = same(argument, {(x,): slope, (x, x, x): slope * 0.044715})
     return "gelu_tanh" if fits else None
+
+
+def _is_hard_swish(
+    leaf: ir.Node, argument: Polynomial | None, whole: Polynomial, x: int, with_leaf: Monomial
+) -> bool:
+    """Whether x times a leaf is x (x + 3 cut to [0, 6]) / 6 or x hard_sigmoid(x)."""
+    if leaf.op_type == "Clip":
+        ends = [scalar(value) for value in leaf.inputs[1:3]]
+        inner = {(x,): 1.0, (): 3.0}
+        return ends == [0.0, 6.0] and same(whole, {with_leaf: 1 / 6}) and same(argument, inner)
+    slope = leaf.attributes.get_float("alpha", 0.2)
+    middle = leaf.attributes.get_float("beta", 0.5)
+    fits = math.isclose(slope, 1 / 6, rel_tol=_TOLERANCE) and middle == 0.5
+    return fits and same(whole, {with_leaf: 1.0}) and same(argument, {(x,): 1.0})
 
 
 def _leaves(value: ir.Value, base: ir.Value) -> list[ir.Value]:

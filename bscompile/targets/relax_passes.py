@@ -24,6 +24,8 @@ def to_virtual_machine(
         # What remains of the graph becomes loops.
         _T.DecomposeOpsForInference(),
         _T.CanonicalizeBindings(),
+        # Passes on the graph ask who reads a value; copies that nobody reads do not count.
+        _T.DeadCodeElimination(),
         *graph,
         _T.DeadCodeElimination(),
         relax.backend.DispatchSampling(),

@@ -16,6 +16,8 @@ NUMBERS = {
     "one": 1.0,
     "two": 2.0,
     "three": 3.0,
+    "six": 6.0,
+    "zero": 0.0,
     "sqrt2": math.sqrt(2),
     "rsqrt2": math.sqrt(0.5),
     "slope": math.sqrt(2 / math.pi),
@@ -144,6 +146,18 @@ def test_gelu_spelled_with_tanh(text):
         ("s = Sigmoid(h)\ny = Mul(h, s)", "silu", 20),
         ("s = Sigmoid(h)\ny = Mul(s, h)", "silu", 20),
         ("y = Swish(h)", "silu", 24),
+        ("y = HardSwish(h)", "hard_swish", 20),
+        (
+            "a = Add(h, three)\nc = Clip(a, zero, six)\nd = Mul(h, c)\ny = Div(d, six)",
+            "hard_swish",
+            20,
+        ),
+        ("c = HardSigmoid<alpha: float = 0.16666667>(h)\ny = Mul(c, h)", "hard_swish", 20),
+        ("y = HardSigmoid(h)", "hard_sigmoid:0.20000000298023224:0.5", 20),
+        ("y = LeakyRelu<alpha: float = 0.25>(h)", "leaky_relu:0.25", 20),
+        ("y = Clip(h, zero, six)", "clip:0.0:6.0", 20),
+        ("y = Clip(h, , six)", "clip:-inf:6.0", 20),
+        ("y = Clip(h, zero)", "relu", 20),
     ],
 )
 def test_activations_with_a_name(body, step, opset):
@@ -162,6 +176,9 @@ def test_activations_with_a_name(body, step, opset):
         "a = Mul(h, two)\ns = Sigmoid(a)\ny = Mul(h, s)",
         "s = Sigmoid(h)\ny = Add(h, s)",
         "y = Tanh(h)",
+        "y = Clip(h, six, zero)",
+        "c = HardSigmoid(h)\ny = Mul(c, h)",
+        "a = Add(h, three)\nc = Clip(a, zero, six)\nd = Mul(h, c)\ny = Mul(d, six)",
     ],
 )
 def test_what_only_resembles_an_activation_stays(body):

@@ -56,7 +56,8 @@ def _cases() -> tuple[Case, ...]:
     dense = [
         Case("dense", (65, 47), 9, epilogue=("bias", "relu"), control=True),
         Case("dense", (10, 84), 1),
-        Case("dense", (1, 5), 3),
+        Case("dense", (1, 5), 3, epilogue=("hard_swish", "residual", "clip:-0.5:6.0")),
+        Case("dense", (5, 3), 2, epilogue=("leaky_relu:0.1", "hard_sigmoid:0.2:0.5")),
         Case("dense", (130, 70), 33, epilogue=("bias", "gelu", "residual")),
     ]
     sparse = [

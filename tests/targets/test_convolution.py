@@ -151,6 +151,42 @@ def test_depthwise(channels, size, kernel, attributes):
     assert "NHWC" in str(made.lowered.module)
 
 
+def functions(made):
+    """Names of the functions that the model's code consists of."""
+    from bscompile.targets.cpu.pipeline import passes
+
+    module = made.lowered.module
+    for step in passes(CONTEXT.hardware):
+        if step.info.name == "bscompile.Schedule":
+            break
+        module = step(module)
+    return sorted(gv.name_hint for gv in module.get_global_vars() if gv.name_hint != "main")
+
+
+AFTER = {
+    "hard swish": [helper.make_node("HardSwish", ["h"], ["y"])],
+    "clip": [helper.make_node("Clip", ["h", "low", "high"], ["y"])],
+    "silu": [helper.make_node("Sigmoid", ["h"], ["s"]), helper.make_node("Mul", ["s", "h"], ["y"])],
+    "leaky": [helper.make_node("LeakyRelu", ["h"], ["y"], alpha=0.2)],
+    "gelu": [helper.make_node("Gelu", ["h"], ["y"])],
+    "two readers": [
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Concat", ["h", "r"], ["y"], axis=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_what_follows_a_depthwise_convolution_is_part_of_it(after):
+    weights = {"low": np.float32(-0.5), "high": np.float32(0.75)}
+    node = conv("c", "x", "h", (24, 1, 3, 3), weights, group=24, pads=[1, 1, 1, 1])
+    made = check(model([node, *AFTER[after]], weights, [1, 24, 5, 7]), (1, 24, 5, 7), k=9)
+    names = functions(made)
+    assert any(name.startswith("depthwise") for name in names)
+    assert any("relu" in name for name in names) == (after == "two readers")
+    assert after == "two readers" or all(n.startswith(("depth", "transp")) for n in names)
+
+
 def test_grouped_convolutions_stay_right():
     weights = {}
     node = conv("c", "x", "y", (12, 4, 3, 3), weights, group=2, pads=[1, 1, 1, 1])

@@ -20,6 +20,8 @@ EPILOGUES = [
     ("bias", "gelu", "residual"),
     ("bias", "residual", "gelu_tanh"),
     ("silu", "bias"),
+    ("hard_swish", "residual", "clip:-0.5:6.0"),
+    ("leaky_relu:0.1", "hard_sigmoid:0.2:0.5"),
 ]
 ALL = ["dense", *templates("block_sparse"), "kronecker"]
 BLOCKS = [

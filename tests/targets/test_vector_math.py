@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from bscompile.dialect.activations import activate, is_activation
 from bscompile.targets.cpu.static.processors import PROCESSORS
 from tests.targets.running import MACHINES
 
@@ -21,6 +22,10 @@ REFERENCES = {
     "gelu": lambda x: x * special.ndtr(x),
     "gelu_tanh": lambda x: x * SIGMOID(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
     "silu": lambda x: x * SIGMOID(x),
+    "hard_swish": lambda x: activate("hard_swish", x),
+    "clip:-0.5:inf": lambda x: activate("clip:-0.5:inf", x),
+    "leaky_relu:0.01": lambda x: activate("leaky_relu:0.01", x),
+    "hard_sigmoid:0.2:0.5": lambda x: activate("hard_sigmoid:0.2:0.5", x),
 }
 COUNT = 1 << 14
 
@@ -46,7 +51,11 @@ def make_function(name, lanes):
             x = T.match_buffer(T.arg("x", T.handle()), (COUNT,), "float32")
             y = T.match_buffer(T.arg("y", T.handle()), (COUNT,), "float32")
             with T.serial(0, COUNT // lanes) as i, emit.opaque():
-                value = getattr(vector_math, name)(emit.load(x, i * lanes, lanes=lanes), lanes)
+                value = emit.load(x, i * lanes, lanes=lanes)
+                if is_activation(name):
+                    value = vector_math.activate(name, value, lanes)
+                else:
+                    value = getattr(vector_math, name)(value, lanes)
                 emit.store(y, value, i * lanes, lanes=lanes)
         return builder.get()
 
@@ -70,7 +79,7 @@ def test_functions(machine, name, lanes):
     with np.errstate(over="ignore", invalid="ignore"):
         want = REFERENCES[name](x.astype(np.float64))
     assert np.isnan(got[0])
-    if name in ("gelu", "gelu_tanh", "silu"):
+    if name in ("gelu", "gelu_tanh", "silu", "hard_swish"):
         assert got[1] == np.inf
         assert not got[2] > 0  # zero or NaN, as inf times zero is
     elif name == "exp":

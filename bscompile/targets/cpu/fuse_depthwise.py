@@ -1,10 +1,11 @@
-"""Depthwise convolutions, with their bias, become calls of generated functions."""
+"""Depthwise convolutions, with bias and activation, become calls of generated functions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from bscompile.dialect import ConvGeometry
+from bscompile.targets.cpu import elementwise
 from bscompile.targets.cpu.code import depthwise
 from bscompile.targets.cpu.graph import Graph, Replacement, is_float32, replacing_pass, sizes
 
@@ -18,16 +19,17 @@ PARALLEL_WORK = 200_000
 def FuseDepthwise(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named like TVM's
     """The pass that replaces depthwise convolutions of images with channels last."""
 
+    def is_depthwise(graph: Graph, var: Any) -> bool:
+        return _biased_convolution(graph, var) is not None
+
     def find(graph: Graph, var: Any) -> Replacement | None:
-        bias = None
-        call = graph.call(var, "relax.add")
-        if call is not None and call.args[1].ty.ndim == 1 and graph.uses[call.args[0]] == 1:
-            bias = call.args[1]
-            call = graph.call(call.args[0], "relax.nn.conv2d")
-        else:
-            call = graph.call(var, "relax.nn.conv2d")
-        if call is None or not _is_depthwise(call):
+        after = elementwise.region(graph, var, lambda value: is_depthwise(graph, value))
+        if after is None:
             return None
+        base, finish = after
+        found = _biased_convolution(graph, base)
+        assert found is not None
+        call, bias = found
         x, taps = call.args
         if not is_float32(x) or not is_float32(taps):
             return None
@@ -49,12 +51,22 @@ def FuseDepthwise(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named
             result,
             conv,
             biased=bias is not None,
+            finish=finish,
             lanes=hardware.vector_bytes // 4,
             tasks=hardware.cores if work >= PARALLEL_WORK else 1,
         )
         return Replacement("depthwise", function, (x, taps, *([bias] if bias is not None else [])))
 
     return replacing_pass("bscompile.FuseDepthwise", find)
+
+
+def _biased_convolution(graph: Graph, var: Any) -> tuple[Any, Any] | None:
+    """(the depthwise convolution, its bias or None) that ``var`` is the result of."""
+    bias, call = None, graph.call(var, "relax.add")
+    if call is not None and call.args[1].ty.ndim == 1 and graph.uses[call.args[0]] == 1:
+        bias, var = call.args[1], call.args[0]
+    call = graph.call(var, "relax.nn.conv2d")
+    return (call, bias) if call is not None and _is_depthwise(call) else None
 
 
 def _is_depthwise(call: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
+from bscompile.dialect.activations import parts_of
 from bscompile.targets.base import HardwareSpec, Problem
 from bscompile.targets.kernels.vectors import pieces
 
@@ -21,7 +22,18 @@ OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
 LOAD = 1.3  # units of reading a vector
 
 # Units per vector of outputs.
-_STEPS = {"bias": 1.0, "residual": 2.0, "relu": 1.0, "gelu": 21.0, "gelu_tanh": 22.0, "silu": 18.0}
+_STEPS = {
+    "bias": 1.0,
+    "residual": 2.0,
+    "relu": 1.0,
+    "gelu": 21.0,
+    "gelu_tanh": 22.0,
+    "silu": 18.0,
+    "hard_swish": 4.0,
+    "clip": 2.0,
+    "leaky_relu": 3.0,
+    "hard_sigmoid": 3.0,
+}
 
 
 def lanes_of(hardware: HardwareSpec) -> int:
@@ -76,7 +88,7 @@ def store_units(problem: Problem, rows: int, width: int, lanes: int) -> float:
 
 def epilogue_units(problem: Problem) -> float:
     """Units of the epilogue of one vector."""
-    return sum(_STEPS[step] for step in problem.epilogue)
+    return sum(_STEPS[parts_of(step)[0]] for step in problem.epilogue)
 
 
 def seconds(

@@ -80,8 +80,10 @@ def find_converter(domain: str, op_type: str) -> Converter | None:
     own = OWN.get((domain, op_type))
     if own is not None:
         return own
+    if (domain, op_type) == ("", "Clip"):
+        return _or_from_tvm(number_converters.clip)
     if domain == "" and op_type in reduce_converters.REDUCTIONS:
-        return _reduction
+        return _or_from_tvm(reduce_converters.reduction)
     names = _MICROSOFT if domain == "com.microsoft" else ()
     tvm_map = onnx_frontend._get_convert_map()
     if domain == "":
@@ -89,9 +91,14 @@ def find_converter(domain: str, op_type: str) -> Converter | None:
     return from_tvm(op_type) if op_type in names else None
 
 
-def _reduction(view: NodeView) -> Any:
-    result = reduce_converters.reduction(view)
-    return from_tvm(view.node.op_type)(view) if result is None else result
+def _or_from_tvm(own: Converter) -> Converter:
+    """TVM's converter where our own gives None."""
+
+    def convert(view: NodeView) -> Any:
+        result = own(view)
+        return from_tvm(view.node.op_type)(view) if result is None else result
+
+    return convert
 
 
 def from_tvm(op_type: str) -> Converter:

@@ -143,6 +143,18 @@ def minimum(view: NodeView) -> Any:
     return _in_pairs(view, relax.op.minimum)
 
 
+def clip(view: NodeView) -> Any:
+    """Clip of float32 between known numbers, as Max and Min of them; None for TVM's converter."""
+    y = view.expr(0)
+    given = [index for index in (1, 2) if view.has(index)]
+    if view.opset < 11 or _dtype(y) != "float32" or not all(view.known(i) for i in given):
+        return None
+    for index in given:
+        operator = relax.op.maximum if index == 1 else relax.op.minimum
+        y = view.bb.emit(operator(y, view.expr(index)))
+    return y
+
+
 def _in_pairs(view: NodeView, operator: Callable[[Any, Any], Any]) -> Any:
     exprs = [view.expr(i) for i in range(len(view.node.inputs))]
     return reduce(lambda a, b: view.bb.emit(operator(a, b)), exprs)

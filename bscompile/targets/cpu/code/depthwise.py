@@ -27,6 +27,7 @@ def generate(
     conv: ConvGeometry,
     *,
     biased: bool,
+    finish: Callable[[Expr, int], Expr],
     lanes: int,
     tasks: int,
 ) -> Any:
@@ -37,6 +38,7 @@ def generate(
         y: Sizes of the result, likewise.
         conv: Its geometry; what lies outside the image is never read.
         biased: Whether there is a bias.
+        finish: (value, lanes) -> what becomes of it before it is stored.
         lanes: Elements of one vector.
         tasks: Parallel tasks.
     """
@@ -93,7 +95,7 @@ def generate(
                                     emit.store(sums[r], total, at, lanes=n)
                 for r, acc in enumerate(sums):
                     for at, n in cut:
-                        value = emit.load(acc, at, lanes=n)
+                        value = finish(T.bind(emit.load(acc, at, lanes=n)), n)
                         target.store(value, n, b=b, h=row, w=first + r, c=c + at)
 
         emit.parallel_tasks(tasks, task)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
+from bscompile.dialect import is_activation, is_short
 from bscompile.targets.kernels.code.emit import Arguments, Expr, load, opaque, store
-from bscompile.targets.kernels.code.vector_math import ACTIVATIONS
+from bscompile.targets.kernels.code.vector_math import activate
 
 _STACK = 128  # elements of a buffer that surely stays on the stack
 
@@ -20,7 +21,7 @@ def finish(args: Arguments, value: Expr, row: Expr, column: Expr, lanes: int) ->
         elif step == "residual":
             value = T.bind(value + load(tensor, row, column, lanes=lanes))
         else:
-            value = T.bind(ACTIVATIONS[step](value, lanes))
+            value = T.bind(activate(step, value, lanes))
     store(args.y, args.leave(value, lanes), row, column, lanes=lanes)
 
 
@@ -48,7 +49,7 @@ def finish_tile(
     """
     width = cut[-1][0] + cut[-1][1]
     group = min(rows, max(1, _STACK // width))
-    long = any(step in ACTIVATIONS and step != "relu" for step, _ in args.steps)
+    long = any(is_activation(step) and not is_short(step) for step, _ in args.steps)
     if not long or group == 1:
         for r in range(rows):
             for at, size in cut:

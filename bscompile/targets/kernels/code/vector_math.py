@@ -10,9 +10,11 @@ They must not be compiled with the fast-math flag ``reassoc``, which undoes the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T
 
+from bscompile.dialect.activations import parts_of
 from bscompile.targets.kernels.code.emit import Expr, constant, splat
 
 # exp(r) on |r| <= ln2 / 2, minimax, lowest power first.
@@ -138,4 +140,41 @@ def silu(x: Expr, lanes: int) -> Expr:
     return x * sigmoid(x, lanes)
 
 
-ACTIVATIONS = {"relu": relu, "gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+def clip(x: Expr, lanes: int, low: float, high: float) -> Expr:
+    """X cut to [low, high]."""
+    return _clamp(x, low, high, lanes)
+
+
+def leaky_relu(x: Expr, lanes: int, alpha: float) -> Expr:
+    """X where it is not negative, else alpha x."""
+    x = T.bind(x)
+    return T.Select(x < constant(0.0, lanes), constant(alpha, lanes) * x, x)
+
+
+def hard_sigmoid(x: Expr, lanes: int, alpha: float, beta: float) -> Expr:
+    """Alpha x + beta cut to [0, 1]."""
+    return _clamp(constant(alpha, lanes) * x + constant(beta, lanes), 0.0, 1.0, lanes)
+
+
+def hard_swish(x: Expr, lanes: int) -> Expr:
+    """X hard_sigmoid(x) with a slope of 1/6 around 1/2."""
+    x = T.bind(x)
+    return x * hard_sigmoid(x, lanes, 1 / 6, 0.5)
+
+
+_ACTIVATIONS: dict[str, Callable[..., Expr]] = {
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+    "hard_swish": hard_swish,
+    "clip": clip,
+    "leaky_relu": leaky_relu,
+    "hard_sigmoid": hard_sigmoid,
+}
+
+
+def activate(step: str, x: Expr, lanes: int) -> Expr:
+    """The activation that an epilogue's step names."""
+    name, numbers = parts_of(step)
+    return _ACTIVATIONS[name](x, lanes, *numbers)

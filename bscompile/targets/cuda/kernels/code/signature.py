@@ -14,6 +14,7 @@ from bscompile.dialect import TENSOR_STEPS
 from bscompile.dialect.quantization import LIMITS
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.cuda.kernels.code.integers import Integers, quantized
+from bscompile.targets.gpu.kernels.code.activations import activate
 
 Expr = Any  # a TIR expression or an int
 Buffer = Any
@@ -52,7 +53,7 @@ class Arguments:
                 assert tensor is not None
                 total = total + T.cast(tensor[row, column], "float32")
             else:
-                total = _ACTIVATIONS[step](total)
+                total = _gelu(total) if step == "gelu" else activate(step, total)
         if str(self.y.dtype) in LIMITS and self.integers is not None:
             return self.integers.leave(total, str(self.y.dtype))
         return T.cast(total, str(self.y.dtype))
@@ -124,30 +125,6 @@ def tiles(m: Expr, rows: int) -> Expr:
     return -(-m // rows) if isinstance(m, int) else T.floordiv(m + (rows - 1), T.int64(rows))
 
 
-def _relu(x: Expr) -> Expr:
-    return T.Select(x < T.float32(0), T.float32(0), x)  # NaN stays NaN
-
-
-def _sigmoid(x: Expr) -> Expr:
-    return T.float32(1) / (T.float32(1) + T.exp(-x))
-
-
 def _gelu(x: Expr) -> Expr:
+    """CUDA has an erf of its own."""
     return x * T.float32(0.5) * (T.float32(1) + T.erf(x * T.float32(math.sqrt(0.5))))
-
-
-def _gelu_tanh(x: Expr) -> Expr:
-    inner = (x + x * x * x * T.float32(0.044715)) * T.float32(2 * math.sqrt(2 / math.pi))
-    return x * _sigmoid(inner)
-
-
-def _silu(x: Expr) -> Expr:
-    return x * _sigmoid(x)
-
-
-_ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
-    "relu": _relu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": _silu,
-}

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect import TENSOR_STEPS
 from bscompile.targets.base import Array, Problem
-from bscompile.targets.gpu.kernels.code.activations import ACTIVATIONS
+from bscompile.targets.gpu.kernels.code.activations import activate
 
 Expr = Any  # a TIR expression or an int
 Buffer = Any
@@ -153,5 +153,5 @@ def finish(args: Arguments, value: Expr, row: Expr, column: Expr) -> None:
         elif step == "residual":
             value = T.bind(value + tensor[row, column])
         else:
-            value = T.bind(ACTIVATIONS[step](T.bind(value)))
+            value = T.bind(activate(step, T.bind(value)))
     T.buffer_store(args.y, value, [row, column])
