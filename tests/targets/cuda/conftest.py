@@ -68,6 +68,6 @@ def kernel_for(hardware, template, weight, m, dtype, epilogue=("bias",), **wante
     config = next(
         config
         for config in chosen.space(problem, hardware)
-        if all(config[key] == value for key, value in wanted.items())
+        if all(config.get(key) == value for key, value in wanted.items())
     )
     return chosen.build(problem, kernel_weight(op), config, hardware), problem

@@ -131,20 +131,55 @@ def pack_steps(
     )
 
 
-def pack_layer(problem: Problem, weight: Weight, layout: Layout) -> Operands:
-    """The operands of a layer's kernel.
+def cut_rows(operands: Operands, chunk: int) -> Operands:
+    """Tile rows of more than ``chunk`` steps in pieces, whose sums are added up afterwards.
+
+    Args:
+        operands: As ``pack_steps`` makes them.
+        chunk: Steps of the longest piece; those of one tile row differ by one step at most.
 
     Returns:
-        Those of ``pack_steps``; of an int8 layer also scale float32 [n], sums int32 [n] and
-        constants float32 [6], see ``packing_narrow.pack_int8``.
+        The same, but indptr int32 [pieces + 1] counts the steps of each piece; and
+        begins int32 [tile rows + 1], the pieces of each tile row.
+    """
+    values, starts, (_, indptr), order = operands
+    steps = np.diff(indptr).astype(np.int64)
+    pieces = -(-steps // chunk)
+    begins = np.concatenate([[0], np.cumsum(pieces)])
+    row = np.repeat(np.arange(len(steps)), pieces)
+    place = np.arange(begins[-1]) - begins[row]
+    bounds = np.append(indptr[row] + place * steps[row] // pieces[row], indptr[-1])
+    return (
+        values,
+        starts,
+        ("indptr", bounds.astype(np.int32)),
+        order,
+        ("begins", begins.astype(np.int32)),
+    )
+
+
+def pack_layer(problem: Problem, weight: Weight, layout: Layout, chunk: int = 0) -> Operands:
+    """The operands of a layer's kernel.
+
+    Args:
+        problem: The layer.
+        weight: Its weight.
+        layout: How to cut it.
+        chunk: Steps at which tile rows are cut in pieces; 0 leaves them whole.
+
+    Returns:
+        Those of ``pack_steps`` or ``cut_rows``; of an int8 layer also scale float32 [n],
+        sums int32 [n] and constants float32 [6], see ``packing_narrow.quantized_operands``.
     """
     assert not isinstance(weight, KroneckerSum)
     if not isinstance(weight, QuantizedMatrix):
-        return pack_steps(weight, layout, problem.dtype)
+        steps = pack_steps(weight, layout, problem.dtype)
+        return cut_rows(steps, chunk) if chunk else steps
     plain = BlockSparseMatrix(weight.values, weight.indices, weight.indptr, weight.shape)
     matrix = plain.to_dense() if problem.form == "dense" else plain
+    steps = pack_steps(matrix, layout, problem.dtype)
     return (
-        *pack_steps(matrix, layout, problem.dtype),
+        *(cut_rows(steps, chunk) if chunk else steps),
         *quantized_operands(plain, weight.quantization),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from bscompile.dialect import Weight
@@ -22,13 +23,19 @@ if TYPE_CHECKING:
 HALVES = ("float16", "bfloat16")
 _PAD_BYTES = 16  # after each row of a tile in shared memory
 _MOST = 24  # configurations worth a try
+_CHUNKS = (4, 8, 16, 32)  # steps of a piece of a tile row
 
 
 class StepTemplate(KernelTemplate):
-    """What the three have in common. ``form`` is dense or block_sparse."""
+    """What the three have in common. ``form`` is dense or block_sparse.
+
+    Too few tiles to fill the machine are cut in pieces of ``chunk`` steps, where that is in the
+    configuration: thread blocks of their own, whose sums a second launch adds up.
+    """
 
     dtypes: tuple[str, ...] = ()
     step_bytes = 128
+    cuts_rows = True
 
     def __init__(self, form: str) -> None:
         self.form = form
@@ -46,9 +53,10 @@ class StepTemplate(KernelTemplate):
             return ()
         group = groups_for(problem, self.step(problem.dtype))
         configs = [
-            {**shape, "group": group}
+            {**shape, "group": group, **cut}
             for shape in self.shapes(problem)
             if self.shared_bytes(shape, problem.dtype) <= hardware.group_bytes
+            for cut in self.cuts(problem, {**shape, "group": group}, hardware)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware))[:_MOST])
 
@@ -60,6 +68,17 @@ class StepTemplate(KernelTemplate):
         """Shared memory of one thread block."""
         raise NotImplementedError
 
+    def cuts(
+        self, problem: Problem, config: Config, hardware: HardwareSpec
+    ) -> list[dict[str, int]]:
+        """How long tile rows may be cut in pieces: ``chunk`` steps each; an empty one for not."""
+        layout = self.layout(problem, config)
+        tile_rows, tiles = -(-problem.n // layout.rows), -(-problem.rows // int(config["rows"]))
+        if not self.cuts_rows or tile_rows * tiles >= 2 * hardware.cores:
+            return [{}]  # there is enough to do side by side, and the longest begin first
+        per_row = expected_steps(problem, layout) / tile_rows
+        return [{}, *({"chunk": chunk} for chunk in _CHUNKS if per_row >= 2 * chunk)]
+
     def layout(self, problem: Problem, config: Config) -> Layout:
         """How the configuration cuts a weight."""
         step, widest = self.step(problem.dtype), 16 if problem.dtype == "int8" else 8
@@ -67,7 +86,8 @@ class StepTemplate(KernelTemplate):
 
     def pack(self, problem: Problem, weight: Weight, config: Config) -> Operands:
         """The weight in the layout's steps."""
-        return pack_layer(problem, weight, self.layout(problem, config))
+        chunk = int(config.get("chunk", 0))
+        return pack_layer(problem, weight, self.layout(problem, config), chunk)
 
     @staticmethod
     def launches(problem: Problem, multiplied: str) -> int:
@@ -81,13 +101,18 @@ class StepTemplate(KernelTemplate):
         layout, rows = self.layout(problem, config), int(config["rows"])
         tile_rows, tiles = -(-problem.n // layout.rows), -(-problem.rows // rows)
         steps, size = expected_steps(problem, layout), itemsize(problem.dtype)
+        depth, pieces, partial = steps / tile_rows, tile_rows, 0.0
+        if chunk := int(config.get("chunk", 0)):
+            pieces = tile_rows * math.ceil(depth / chunk)
+            partial = 2 * 4.0 * pieces * layout.rows * tiles * rows  # sums, there and back
+            depth = float(chunk)
         return Work(
-            blocks=tile_rows * tiles,
+            blocks=pieces * tiles,
             operations=2.0 * steps * layout.rows * layout.step * tiles * rows,
             rate=rate,
-            near_bytes=tiles * steps * layout.step * size * (rows + layout.rows),
+            near_bytes=tiles * steps * layout.step * size * (rows + layout.rows) + partial,
             far_bytes=steps * layout.rows * layout.step * size + ends_bytes(problem),
-            depth=steps / tile_rows / max(1, int(config.get("stages", 1)) - 1),
+            depth=depth / max(1, int(config.get("stages", 1)) - 1),
         )
 
 
@@ -128,7 +153,7 @@ class TensorCores(StepTemplate):
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call, with the pass over x that makes it narrow."""
         rate = hardware.peak_gflops[problem.dtype] * 1e9 * MMA_SHARE
-        more = self.launches(problem, problem.dtype) - 1
+        more = self.launches(problem, problem.dtype) - 1 + ("chunk" in config)
         return seconds(hardware, self.work(problem, config, rate)) + more * hardware.launch_seconds
 
     def build(
@@ -177,7 +202,8 @@ class CudaCores(StepTemplate):
         own = int(config["tile"]) // int(config["threads_n"])
         share = FMA_SHARE * min(1.0, own / 4)
         rate = hardware.peak_gflops["float32"] * 1e9 * share
-        return seconds(hardware, self.work(problem, config, rate))
+        more = ("chunk" in config) * hardware.launch_seconds
+        return seconds(hardware, self.work(problem, config, rate)) + more
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -201,6 +227,7 @@ class FewRows(StepTemplate):
     """Configuration: ``rows`` at a time, ``tile``, ``split`` warps for each tile row, ``group``."""
 
     kind = "few_rows"
+    cuts_rows = False  # ``split`` does that inside a thread block
     dtypes = ("float32", *HALVES, "int8")
 
     def step(self, dtype: str) -> int:

@@ -6,7 +6,8 @@
 
 The gathers are blocks of their own: reading x through the places inside the product would add
 predicates that no schedule can prove away. The last tile's missing rows read the last row of x
-again; they are not stored.
+again; they are not stored. Where tile rows come cut in pieces, each piece has such a loop and
+leaves its C in memory, and a second launch makes y of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def definition(
 
     Args:
         problem: The layer.
-        operands: As packing.pack_steps makes them.
+        operands: As packing.pack_layer makes them.
         layout: How they were cut.
         rows: Rows of x in a tile.
         multiplied: dtype of the values, and of x unless that is int8.
@@ -38,11 +39,16 @@ def definition(
         problem,
         problem.x_dtype if multiplied == "int8" else multiplied,
         operands,
-        lambda args: _body(args, problem, layout, rows),
+        lambda args: _body(args, problem, layout, rows, cut=is_cut(operands)),
     )
 
 
-def _body(args: Arguments, problem: Problem, layout: Layout, rows: int) -> None:
+def is_cut(operands: Operands) -> bool:
+    """Whether tile rows come in pieces."""
+    return any(name == "begins" for name, _ in operands)
+
+
+def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, *, cut: bool) -> None:
     n, k = problem.n, problem.k
     wide, step, group = layout.rows, layout.step, layout.group
     unit, tile_rows = layout.unit(k), -(-n // wide)
@@ -50,15 +56,19 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int) -> None:
     summed = "float32" if args.integers is None else "int32"
     # Steps of one tile row, at most: the staging buffers need a bound, and keep a few of them.
     bound = -(-k // group) // (step // group) + 1
+    partial = None
+    if cut:
+        tile_rows = indptr.shape[0] - 1  # pieces of them
+        partial = T.sblock_alloc_buffer((tile_rows, args.m, wide), summed)
     with T.grid(tile_rows, tiles(args.m, rows)) as (tile, at), T.sblock("outer"):
         vr = T.axis.spatial(tile_rows, tile)
         vm = T.axis.spatial(tiles(args.m, rows), at)
         T.reads(args.x[0 : args.m, 0:k], values[0 : values.shape[0], 0:wide, 0:step])
-        T.writes(args.y[0 : args.m, 0:n])
+        T.writes(args.y[0 : args.m, 0:n] if partial is None else partial[vr, 0 : args.m, 0:wide])
         # Bound here: with an expression in their place the pipeliner's waits are not constant.
         count = T.bind(indptr[vr + 1] - indptr[vr])
         first = T.bind(indptr[vr])
-        column = T.bind(order[vr] * wide)
+        column = T.int32(0) if cut else T.bind(order[vr] * wide)
         xg = T.sblock_alloc_buffer((bound, rows, step), str(args.x.dtype))
         wg = T.sblock_alloc_buffer((bound, wide, step), str(values.dtype))
         total = T.sblock_alloc_buffer((rows, wide), summed)
@@ -85,14 +95,41 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int) -> None:
         with T.grid(rows, wide) as (i, o), T.sblock("Y"):
             vi, vo = T.axis.remap("SS", [i, o])
             row, out = _place(vm, rows, vi), column + vo
-            T.reads(total[vi, vo], *args.reads(row, out))
-            T.writes(args.y[row, out])
-            inside = _inside(args.m, rows, row, n, wide, out)
+            inside = _inside(args.m, rows, row, wide if cut else n, wide, out)
+            T.reads(total[vi, vo], *([] if cut else args.reads(row, out)))
+            T.writes(args.y[row, out] if partial is None else partial[vr, row, vo])
             with ExitStack() as guards:
                 if inside is not None:
                     guards.enter_context(T.If(inside))
                     guards.enter_context(T.Then())
-                T.buffer_store(args.y, args.finish(total[vi, vo], row, out), [row, out])
+                if partial is None:
+                    T.buffer_store(args.y, args.finish(total[vi, vo], row, out), [row, out])
+                else:
+                    T.buffer_store(partial, total[vi, vo], [vr, row, vo])
+    if partial is not None:
+        _add_pieces(args, partial, -(-n // wide), n)
+
+
+def _add_pieces(args: Arguments, partial: Any, tile_rows: int, n: int) -> None:
+    """The second launch: a thread for each output of a tile row and each row of x."""
+    order, begins = args.operands[3:5]
+    wide = int(partial.shape[2])
+    with (
+        T.thread_binding(0, args.m, "blockIdx.x") as row,
+        T.thread_binding(0, tile_rows, "blockIdx.y") as tile,
+        T.thread_binding(0, wide, "threadIdx.x") as out,
+        T.sblock("add"),
+    ):
+        T.reads()
+        T.writes()
+        total = T.sblock_alloc_buffer((1,), str(partial.dtype), scope="local")
+        T.buffer_store(total, T.cast(T.int32(0), str(partial.dtype)), [0])
+        first = T.bind(begins[tile])
+        with T.serial(0, begins[tile + 1] - first) as piece:
+            T.buffer_store(total, total[0] + partial[first + piece, row, out], [0])
+        column = T.bind(order[tile] * wide + out)
+        with T.If(column < n), T.Then():
+            T.buffer_store(args.y, args.finish(total[0], row, column), [row, column])
 
 
 def _place(tile: Any, rows: int, row: Any) -> Any:
