@@ -28,9 +28,15 @@ _FLAGS = [
 ]
 
 
-def compile_source(source: str) -> bytes:
-    """A module image that the emulated driver loads, from generated CUDA source."""
-    library = _compile(translate(source), "-O1", f"-I{HERE}")
+def compile_source(source: str, *, hopper: bool = True) -> bytes:
+    """A module image that the emulated driver loads, from generated CUDA source.
+
+    Args:
+        source: As TVM generates it.
+        hopper: Whether as for sm_90a; else what is left for GPUs that run its portable PTX.
+    """
+    feature = ("-D__CUDA_ARCH_FEAT_SM90_ALL",) if hopper else ()
+    library = _compile(translate(source), "-O1", f"-I{HERE}", *feature)
     return b"EMULATED" + len(library).to_bytes(8, "little") + library
 
 

@@ -21,15 +21,21 @@ extern "C" { Capture emulated_capture; }
 
 namespace {
 struct Kernel {
-  int (*launch)(void** args, const unsigned* grid, const unsigned* block, size_t shared);
+  int (*launch)(void** args, const unsigned* grid, const unsigned* block, size_t shared,
+                size_t cluster);
   void** (*copied)(void** args);
 };
 struct Config {  // CUlaunchConfig
   unsigned grid[3], block[3], shared;
   void* stream;
-  void* attributes;
+  const struct Attribute* attributes;
   unsigned count;
 };
+struct Attribute {  // CUlaunchAttribute
+  int id, unused;
+  unsigned value[16];
+};
+constexpr int kClusterDimension = 4;
 constexpr int kInvalid = 1, kNotFound = 500, kLaunchFailed = 719;
 constexpr int kCaptureUnsupported = 900, kCaptureInvalidated = 901, kCaptureImplicit = 906;
 
@@ -82,8 +88,15 @@ int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
 int cuFuncSetAttribute(void*, int, int) { return 0; }
 int cuLaunchKernelEx(const Config* config, void* function, void** args, void**) {
   auto* kernel = static_cast<Kernel*>(function);
-  auto run = [kernel, sizes = *config](void** given) {
-    return kernel->launch(given, sizes.grid, sizes.block, sizes.shared) ? kLaunchFailed : 0;
+  size_t cluster = 1;
+  for (unsigned i = 0; i < config->count; i++) {
+    const Attribute& given = config->attributes[i];
+    if (given.id != kClusterDimension) continue;
+    if (given.value[1] > 1 || given.value[2] > 1) return kInvalid;
+    cluster = given.value[0];
+  }
+  auto run = [kernel, cluster, sizes = *config](void** given) {
+    return kernel->launch(given, sizes.grid, sizes.block, sizes.shared, cluster) ? kLaunchFailed : 0;
   };
   if (!emulated_capture.graph) return run(args);
   auto** held = kernel->copied(args);
@@ -92,7 +105,23 @@ int cuLaunchKernelEx(const Config* config, void* function, void** args, void**) 
 int cuDeviceGetName(char* name, int size, int) { std::snprintf(name, size, "emulated"); return 0; }
 int cuGetErrorName(int, const char** text) { *text = "CUDA_ERROR"; return 0; }
 int cuGetErrorString(int, const char** text) { *text = "an error of the emulated driver"; return 0; }
-int cuTensorMapEncodeTiled(...) { return 801; }  // CUDA_ERROR_NOT_SUPPORTED
+// What tests/targets/cuda/emulator/hopper.h reads; refused where the documented limits are not kept.
+int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* sizes,
+                           const uint64_t* strides, const unsigned* box, const unsigned* steps,
+                           int interleave, int swizzle, int, int fill) {
+  constexpr int kHalf = 6, kBfloat16 = 9;
+  unsigned row = box[0] * 2;
+  if ((type != kHalf && type != kBfloat16) || rank != 2 || interleave || fill) return kInvalid;
+  if (reinterpret_cast<uintptr_t>(address) % 16 || strides[0] % 16) return kInvalid;
+  if (!sizes[0] || !sizes[1] || box[0] > 256 || box[1] > 256 || !box[1]) return kInvalid;
+  if (steps[0] != 1 || steps[1] != 1 || row % 16) return kInvalid;
+  if (swizzle < 1 || swizzle > 3 || row > (16u << swizzle)) return kInvalid;
+  const uint64_t fields[] = {reinterpret_cast<uint64_t>(address), sizes[0], sizes[1], strides[0],
+                             box[0], box[1], static_cast<uint64_t>(swizzle), 0x7e4504a9};
+  std::memset(map, 0, 128);
+  std::memcpy(map, fields, sizeof fields);
+  return 0;
+}
 
 int cudaGetDeviceCount(int* count) { *count = 1; return 0; }
 int cudaGetDevice(int* device) { *device = 0; return 0; }

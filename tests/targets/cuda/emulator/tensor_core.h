@@ -1,4 +1,5 @@
 // Warp-wide instructions by the layouts that the PTX manual documents: ldmatrix, mma, cp.async.
+// What only Hopper has is in hopper.h.
 #pragma once
 #include "block.h"
 
@@ -14,7 +15,7 @@ inline float wide(uint32_t pair, int which, bool bfloat) {
 inline void ldmatrix_x4(uint32_t address, bool transposed, uint32_t* a, uint32_t* b, uint32_t* c,
                         uint32_t* d) {
   struct Brought { uint32_t address; uint32_t* to[4]; } mine{address, {a, b, c, d}};
-  meet(warps[warp()], lane(), 32, &mine, [transposed](void** all) {
+  meet(current->block->warps[warp()], lane(), 32, &mine, [transposed](void** all) {
     for (int matrix = 0; matrix < 4; matrix++)
       for (int l = 0; l < 32; l++) {
         uint32_t pair = 0;
@@ -40,7 +41,7 @@ inline void mma_m16n8k16(bool bfloat, float* d0, float* d1, float* d2, float* d3
                          float c1, float c2, float c3) {
   struct Brought { float* d[4]; uint32_t a[4], b[2]; float c[4]; };
   Brought mine{{d0, d1, d2, d3}, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
-  meet(warps[warp()], lane(), 32, &mine, [bfloat](void** all) {
+  meet(current->block->warps[warp()], lane(), 32, &mine, [bfloat](void** all) {
     static float A[16][16], B[16][8], D[32][4];
     for (int l = 0; l < 32; l++) {
       auto* one = static_cast<Brought*>(all[l]);
@@ -76,7 +77,7 @@ inline void mma_m16n8k32(bool a_signed, int* d0, int* d1, int* d2, int* d3, uint
                          int c3) {
   struct Brought { int* d[4]; uint32_t a[4], b[2]; int c[4]; };
   Brought mine{{d0, d1, d2, d3}, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
-  meet(warps[warp()], lane(), 32, &mine, [a_signed](void** all) {
+  meet(current->block->warps[warp()], lane(), 32, &mine, [a_signed](void** all) {
     static int A[16][32], B[32][8], D[32][4];
     for (int l = 0; l < 32; l++) {
       auto* one = static_cast<Brought*>(all[l]);
@@ -109,23 +110,21 @@ struct Copy { uint32_t to; const void* from; int bytes, read; };
 struct Copies { std::vector<Copy> open; std::vector<std::vector<Copy>> groups; };
 inline std::vector<Copies> copies;
 
-inline void forget_copies(size_t threads) { copies.assign(threads, Copies()); }
-
 inline void copy_async(uint32_t to, const void* from, int bytes, int read = -1) {
   if (to % bytes) fail("cp.async: the destination is not aligned");
   if (read < 0) read = bytes;
   if (read && reinterpret_cast<uintptr_t>(from) % bytes) fail("cp.async: the source is not aligned");
-  copies[current->index].open.push_back({to, from, bytes, read});
+  copies[current->number].open.push_back({to, from, bytes, read});
 }
 
 inline void copy_commit() {
-  auto& mine = copies[current->index];
+  auto& mine = copies[current->number];
   mine.groups.push_back(std::move(mine.open));
   mine.open.clear();
 }
 
 inline void copy_wait(size_t left) {
-  auto& groups = copies[current->index].groups;
+  auto& groups = copies[current->number].groups;
   while (groups.size() > left) {
     for (auto& copy : groups.front()) {
       auto* to = from_shared(copy.to, copy.bytes);

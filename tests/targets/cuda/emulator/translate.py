@@ -24,12 +24,12 @@ def translate(source: str) -> str:
     text = re.sub(r"#include <(cuda|mma|cooperative_groups)\w*\.h>", "", text)
     text = re.sub(
         r"extern __shared__ (?:__align__\(\d+\) )?(.+?) (\w+)\[\];",
-        r"\1* \2 = (\1*)emu::shared_memory;",
+        r"\1* \2 = (\1*)emu::shared_memory();",
         text,
     )
     text = re.sub(r"__shared__ alignas\((\d+)\)", r"alignas(\1) static", text)
     kernels = _KERNEL.findall(text)
-    return '#include "tensor_core.h"\n' + text + "".join(_entry(*one) for one in kernels)
+    return '#include "hopper.h"\n' + text + "".join(_entry(*one) for one in kernels)
 
 
 def _entry(name: str, parameters: str) -> str:
@@ -42,9 +42,9 @@ def _entry(name: str, parameters: str) -> str:
     return (
         f"\nstatic void call_{name}(void** a) {{ {name}({', '.join(arguments)}); }}\n"
         f'extern "C" int emulated_{name}(void** a, const unsigned* g, const unsigned* b, '
-        "size_t s) {\n"
+        "size_t s, size_t c) {\n"
         f"  return emu::launch(call_{name}, a, "
-        "{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, s);\n}\n"
+        "{g[0], g[1], g[2]}, {b[0], b[1], b[2]}, s, c);\n}\n"
         f'extern "C" void** copied_{name}(void** a) {{\n'
         f"  return new void*[]{{{', '.join(copies) or 'nullptr'}}};\n}}\n"
     )
@@ -100,6 +100,49 @@ def instruction(text: str, outputs: list[str], inputs: list[str]) -> str:
     if found := re.search(r"cvt\.rn\.(bf16|f16)x2\.f32", text):
         flag = "true" if found[1] == "bf16" else "false"
         return f"{outputs[0]} = emu::pack({flag}, {taken});"
+    return _of_hopper(text, outputs, inputs)
+
+
+_HOPPER = {
+    r"mbarrier\.init\.": "barrier_init({})",
+    r"mbarrier\.arrive\.expect_tx\.": "barrier_expect({})",
+    r"mbarrier\.arrive\.": "barrier_arrive({})",
+    r"cp\.async\.bulk\.tensor\.2d\.shared::cluster\.global": "load_tile({})",
+    r"cp\.async\.bulk\.shared::cluster\.global": "load_bytes({})",
+    r"barrier\.cluster\.arrive\.release; barrier\.cluster\.wait": "cluster_barrier()",
+    r"bar\.sync %0, (?P<count>\d+)": "barrier({}, {count})",
+    r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32 (?P<count>\d+)": "set_registers({count})",
+    r"wgmma\.commit_group": "wgmma_commit()",
+    r"wgmma\.wait_group\.sync\.aligned (?P<count>\d+)": "wgmma_wait({count})",
+}
+_RESULTS = {
+    r"mbarrier\.try_wait\.parity": "barrier_wait({})",
+    r"mapa\.shared::cluster": "map_rank({})",
+    r"mov\.u32 %0, %+cluster_ctarank": "current->block->rank",
+}
+_NOTHING = r"fence\.mbarrier_init|wgmma\.fence|prefetch\.tensormap"
+
+
+def _of_hopper(text: str, outputs: list[str], inputs: list[str]) -> str:
+    """As ``instruction``, for what is emulated in hopper.h."""
+    taken = ", ".join(f"({one})" for one in inputs)
+    found = re.search(
+        r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(bf16|f16)\..*, p, 1, 1, 0, 0;", text
+    )
+    if found:
+        to = ", ".join(f"&({one})" for one in outputs)
+        flag = "true" if found[2] == "bf16" else "false"
+        return f"{{ float* sums[] = {{{to}}}; emu::wgmma({found[1]}, {flag}, sums, {taken}); }}"
+    if text.startswith("cp.async.bulk.tensor"):
+        taken = taken.replace(f"({inputs[1]})", f"(const void*)({inputs[1]})", 1)
+    for pattern, meaning in _RESULTS.items():
+        if re.search(pattern, text):
+            return f"{outputs[0]} = emu::{meaning.format(taken)};"
+    for pattern, meaning in _HOPPER.items():
+        if found := re.search(pattern, text):
+            return f"emu::{meaning.format(taken, **found.groupdict())};"
+    if re.search(_NOTHING, text):
+        return ";"
     raise UnknownInstructionError(text)
 
 
