@@ -86,11 +86,27 @@ def _cases() -> tuple[Case, ...]:
     narrow = [
         *dense[:2], sparse[3], sparse[4], sparse[6], sparse[7], sparse[10], factors[0],
     ]  # fmt: skip
-    return whole + tuple(
-        replace(case, dtype=dtype)
-        for dtype in ("float16", "bfloat16", "int8")
-        for case in narrow
-        if dtype != "int8" or case.form != "kronecker"
+    # Rows of x that begin at 16 bytes, as Hopper's tensor memory unit wants them: whole tiles and
+    # cut ones, merged blocks, the last inputs covered twice, an empty row of blocks, no live block.
+    aligned = [
+        Case("dense", (70, 136), 33, epilogue=("bias", "gelu", "residual"), control=True),
+        Case("block_sparse", (128, 128), 70, (64, 64), 0.6, ("bias", "relu"), control=True),
+        Case("block_sparse", (202, 72), 1, (16, 16), 0.3, ("bias", "silu")),
+        Case("block_sparse", (131, 104), 40, (32, 32), 0.5, ("residual",)),
+        Case("block_sparse", (40, 64), 17, (64, 64), 0.0, ("bias",)),
+    ]
+    halves = tuple(
+        replace(case, dtype=dtype) for dtype in ("float16", "bfloat16") for case in aligned
+    )
+    return (
+        whole
+        + halves
+        + tuple(
+            replace(case, dtype=dtype)
+            for dtype in ("float16", "bfloat16", "int8")
+            for case in narrow
+            if dtype != "int8" or case.form != "kronecker"
+        )
     )
 
 

@@ -66,7 +66,7 @@ def compile_module(module: Any, context: TargetContext) -> Any:
     """
     import tvm
 
-    from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target, passes
+    from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target, passes
 
     target = cuda_target(context.hardware)
     try:
@@ -77,7 +77,7 @@ def compile_module(module: Any, context: TargetContext) -> Any:
         ):
             for step in passes(target):
                 module = step(module)
-            return tvm.relax.build(module, target, relax_pipeline=None)
+            return tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=TIR_PIPELINE)
     except tvm.error.InternalError as error:  # how TVM says that it cannot
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
@@ -90,7 +90,7 @@ def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
     """Compile one kernel alone, named ``kernel``, as it would be inside a model."""
     import tvm
 
-    from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target
+    from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target
 
     target = cuda_target(hardware)
     module = tvm.IRModule({"kernel": prim_func.with_attr("global_symbol", "kernel")})
@@ -99,7 +99,7 @@ def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
         target,
         tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG),
     ):
-        return tvm.compile(module, target=target)
+        return tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE)
 
 
 def cuda_source(executable: Any) -> str:

@@ -13,6 +13,9 @@ from bscompile.targets.cuda import nvcc, nvrtc
 
 INSTALL = "install the CUDA 13 toolkit, or pip install 'bscompile[cuda]'"
 
+#: What has instructions that no later one has; machine code for it runs there and nowhere else.
+_OWN_FEATURES = {"sm_90": "sm_90a"}
+
 
 def compiler() -> str | None:
     """What will compile: the path of nvcc, ``nvrtc``, or None where neither is installed."""
@@ -26,16 +29,18 @@ def compile_source(source: str, architectures: tuple[str, ...]) -> bytes:
     Args:
         source: As TVM generates it.
         architectures: Such as ``sm_80``: machine code for each, and PTX of the lowest, from
-            which the driver makes code for every other GPU that is newer.
+            which the driver makes code for every other GPU that is newer. Machine code for sm_90
+            is that for sm_90a, with the instructions that only Hopper has; PTX is without.
 
     Raises:
         TargetError: no compiler, or it does not know an architecture or refuses the source.
     """
     ordered = tuple(sorted(architectures, key=number))
+    machines = tuple(_OWN_FEATURES.get(name, name) for name in ordered)
     if path := nvcc.find():
-        return nvcc.fatbin(path, source, ordered)
+        return nvcc.fatbin(path, source, machines, ordered[0])
     if nvrtc.installed():
-        return nvrtc.fatbin(source, ordered)
+        return nvrtc.fatbin(source, machines, ordered[0])
     raise TargetError("building for cuda needs nvcc or NVRTC, and neither was found", INSTALL)
 
 

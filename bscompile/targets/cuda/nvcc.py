@@ -30,15 +30,16 @@ def architectures(path: str) -> tuple[str, ...]:
     return tuple(sorted(done.stdout.split(), key=lambda name: int(name.removeprefix("sm_"))))
 
 
-def fatbin(path: str, source: str, wanted: tuple[str, ...]) -> bytes:
-    """Machine code for each architecture, and PTX of the first.
+def fatbin(path: str, source: str, wanted: tuple[str, ...], portable: str) -> bytes:
+    """Machine code for each architecture, and PTX of the ``portable`` one.
 
     Raises:
         TargetError: nvcc does not know an architecture, or refuses the source.
     """
     names = [name.removeprefix("sm_") for name in wanted]
     flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in names]
-    flags.append(f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}")
+    lowest = portable.removeprefix("sm_")
+    flags.append(f"-gencode=arch=compute_{lowest},code=compute_{lowest}")
     return _run(path, source, ("--fatbin", *flags), wanted)
 
 

@@ -17,8 +17,8 @@ def installed() -> bool:
     return _library("nvrtc") is not None and bool(_headers())
 
 
-def fatbin(source: str, architectures: tuple[str, ...]) -> bytes:
-    """Machine code for each architecture, and PTX of the first.
+def fatbin(source: str, architectures: tuple[str, ...], portable: str) -> bytes:
+    """Machine code for each architecture, and PTX of the ``portable`` one.
 
     Raises:
         TargetError: NVRTC refuses the source or an architecture, or nvFatbin is missing.
@@ -31,8 +31,8 @@ def fatbin(source: str, architectures: tuple[str, ...]) -> bytes:
     handle = ctypes.c_void_p()
     joiner.nvFatbinCreate(ctypes.byref(handle), None, ctypes.c_size_t(0))
     try:
-        text = ptx(source, architectures[0])
-        first = architectures[0].removeprefix("sm_").encode()
+        text = ptx(source, portable)
+        first = portable.removeprefix("sm_").encode()
         _check(joiner.nvFatbinAddPTX(handle, text, _size(text), first, b"kernels", b""), "nvFatbin")
         for name in architectures:
             code = _compile(source, name, "CUBIN")

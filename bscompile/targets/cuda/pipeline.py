@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import tirx
+from tvm.tirx import compilation_pipeline
 
 from bscompile.targets.cuda.compile import number
 from bscompile.targets.cuda.hardware import architectures
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: cp.async for copies that the kernels' schedules mark as asynchronous.
 PASS_CONFIG = {"tirx.use_async_copy": True}
+#: Name of the passes from scheduled functions to host and device code.
+TIR_PIPELINE = "bscompile.cuda"
 
 
 def cuda_target(hardware: HardwareSpec) -> Any:
@@ -49,3 +52,27 @@ def _scheduling(target: Any) -> Any:
         return module
 
     return tvm.transform.module_pass(run, opt_level=0, name="bscompile.Schedule")
+
+
+def _by_dialect() -> tuple[Any, Any, Any]:
+    """TVM's passes for each of its two dialects of TIR, on the functions that are in it.
+
+    One is of loops bound to threads, with barriers put in where they are needed. In the other,
+    for kernels whose warps part, every barrier is written out. They are the same language from
+    the host's call on.
+    """
+    scheduled, finish_host, finish_device = compilation_pipeline.get_tir_pipeline("s_tir")
+    written_out, _, _ = compilation_pipeline.get_tir_pipeline("tirx")
+
+    def run(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+        of_loops = tirx.transform.Filter(lambda func: "s_tir" in func.attrs)(module)
+        others = tirx.transform.Filter(lambda func: "s_tir" not in func.attrs)(module)
+        lowered = scheduled(of_loops)
+        lowered.update(written_out(others))
+        return lowered
+
+    whole = tvm.transform.module_pass(run, opt_level=0, name="bscompile.ByDialect")
+    return whole, finish_host, finish_device
+
+
+compilation_pipeline.register_tir_pipeline(TIR_PIPELINE, _by_dialect)

@@ -22,7 +22,7 @@ def compile_module(functions, hardware, edit=str):
 
     from bscompile.targets.cuda.compile import compile_source
     from bscompile.targets.cuda.hardware import architectures
-    from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target
+    from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target
 
     def compile_cuda(source, *_target):
         if emulated():
@@ -36,7 +36,7 @@ def compile_module(functions, hardware, edit=str):
         {name: func.with_attr("global_symbol", name) for name, func in functions.items()}
     )
     with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-        return tvm.compile(module, target=target)
+        return tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE)
 
 
 def emulated():
@@ -90,7 +90,7 @@ class CudaAdapter(Adapter):
 
     def reference(self, template, op, x, tensors):
         if (
-            template.endswith("tensor_cores") and op.quantization is None
+            template.endswith(("tensor_cores", "wgmma")) and op.quantization is None
         ):  # they take both sides in the dtype of W
             values = getattr(op.weight, "values", op.weight)
             x = x.astype(values.dtype).astype(np.float32)

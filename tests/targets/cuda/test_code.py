@@ -21,7 +21,7 @@ from bscompile.targets.cuda import compile as compiling
 from bscompile.targets.cuda.build import CUDA_KERNELS, cuda_source
 from bscompile.targets.cuda.compile import compile_source, number, to_ptx
 from bscompile.targets.cuda.hardware import hardware
-from bscompile.targets.cuda.pipeline import PASS_CONFIG, cuda_target
+from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target
 from tests.targets.cuda.conftest import block_sparse, kernel_for
 
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{}.{}.f32"
@@ -66,7 +66,7 @@ def kernels_source(functions, machine):
     module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-            return cuda_source(tvm.compile(module, target=target))
+            return cuda_source(tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE))
     finally:
         if before is not None:
             tvm_ffi.register_global_func(CALLBACK, before, override=True)

@@ -60,23 +60,28 @@ def groups_for(problem: Problem, step: int) -> int:
     return exact if exact >= min(4, group) else group
 
 
-def expected_steps(problem: Problem, layout: Layout) -> float:
-    """Steps that packing will make, if live blocks are strewn at random.
+def live_share(problem: Problem, layout: Layout) -> float:
+    """Share of a tile row's groups in which anything is live, if live blocks are strewn at random.
 
-    Exact, but for the last step of each tile row, where blocks are whole tiles or cut into them.
+    Exact in the mean where blocks are whole tiles or cut into them.
     """
+    if problem.form == "dense":
+        return 1.0
+    (bh, bw), touched = problem.block, 1.0
+    blocks = (-(-problem.n // bh)) * (-(-problem.k // bw))
+    for side, tile in ((bh, layout.rows), (bw, layout.group)):
+        if tile % side == 0:
+            touched *= tile // side
+        elif side % tile:  # a tile reaches over the edges of blocks
+            touched *= (tile + side - 1) / side
+    return 1.0 - float((1.0 - problem.nnzb / max(1, blocks)) ** touched)
+
+
+def expected_steps(problem: Problem, layout: Layout) -> float:
+    """Steps that packing will make: as ``live_share``, and half a step to fill in each tile row."""
     tile_rows = -(-problem.n // layout.rows)
     groups = -(-problem.k // layout.group)
-    live = 1.0
-    if problem.form != "dense":
-        (bh, bw), touched = problem.block, 1.0
-        blocks = (-(-problem.n // bh)) * (-(-problem.k // bw))
-        for side, tile in ((bh, layout.rows), (bw, layout.group)):
-            if tile % side == 0:
-                touched *= tile // side
-            elif side % tile:  # a tile reaches over the edges of blocks
-                touched *= (tile + side - 1) / side
-        live = 1.0 - (1.0 - problem.nnzb / max(1, blocks)) ** touched
+    live = live_share(problem, layout)
     per_row = live * groups * layout.group / layout.step
     return tile_rows * max(1.0, per_row + (0.5 if live < 1.0 else 0.0))
 

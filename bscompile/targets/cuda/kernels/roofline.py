@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import HardwareSpec, Problem
 
-MMA_SHARE = 0.6  # of the tensor cores' peak that mma.sync can draw; wgmma draws all of it
+WGMMA_SHARE = 0.8  # of the tensor cores' peak: what the power lets cuBLAS reach, too
 FMA_SHARE = 0.4  # of the CUDA cores' peak, with both operands in shared memory
 MEMORY_SHARE = 0.8  # of the memory's bandwidth
 STEP_SECONDS = 3e-7  # a step's way from memory to the product when nothing overlaps it
@@ -36,6 +36,11 @@ class Work:
     near_bytes: float
     far_bytes: float
     depth: float
+
+
+def mma_share(hardware: HardwareSpec) -> float:
+    """Of the tensor cores' peak, what mma.sync can draw: of Hopper's, six tenths of wgmma's."""
+    return 0.6 * WGMMA_SHARE if hardware.isa.startswith("sm_90") else 0.6
 
 
 def seconds(hardware: HardwareSpec, work: Work) -> float:

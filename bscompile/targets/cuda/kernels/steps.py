@@ -11,9 +11,9 @@ from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate,
 from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_layer
 from bscompile.targets.cuda.kernels.roofline import (
     FMA_SHARE,
-    MMA_SHARE,
     Work,
     ends_bytes,
+    mma_share,
     seconds,
 )
 
@@ -152,7 +152,7 @@ class TensorCores(StepTemplate):
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call, with the pass over x that makes it narrow."""
-        rate = hardware.peak_gflops[problem.dtype] * 1e9 * MMA_SHARE
+        rate = hardware.peak_gflops[problem.dtype] * 1e9 * mma_share(hardware)
         more = self.launches(problem, problem.dtype) - 1 + ("chunk" in config)
         return seconds(hardware, self.work(problem, config, rate)) + more * hardware.launch_seconds
 

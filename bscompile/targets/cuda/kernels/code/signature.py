@@ -74,6 +74,8 @@ def generate(
     x_dtype: str,
     operands: Operands,
     body: Callable[[Arguments], None],
+    *,
+    s_tir: bool = True,
 ) -> Any:
     """The PrimFunc (x, *operands, *epilogue tensors, y) with the statements that ``body`` emits.
 
@@ -84,10 +86,12 @@ def generate(
         operands: The packed weight; of an int8 layer the last three are what
             ``quantized_operands`` gives. Such a layer quantises x in launches of its own.
         body: Emits the kernel.
+        s_tir: Whether in TVM's dialect of loops that are bound to threads and that a schedule may
+            place; else in that of what each thread does, see pipeline.TIR_PIPELINE.
     """
     beside = "float32" if problem.dtype == "int8" else problem.y_dtype
     with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
+        with T.prim_func(s_tir=s_tir):
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
             m = problem.m if problem.m is not None else T.int64()
