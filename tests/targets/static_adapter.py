@@ -56,7 +56,9 @@ class StaticAdapter(Adapter):
 
     def reference(self, template, op, x, tensors):
         weight = op.weight.values if isinstance(op.weight, BlockSparseMatrix) else op.weight
-        if template == "narrow" and weight.dtype == ml_dtypes.bfloat16:  # it rounds x as well
+        if (
+            template.startswith("narrow") and weight.dtype == ml_dtypes.bfloat16
+        ):  # it rounds x as well
             x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
         return evaluate(op, x, tensors)
 

@@ -35,10 +35,15 @@ class NarrowProducts(KernelTemplate):
     """Configuration: ``rows`` per tile, ``width`` of a panel, ``tasks``, ``split``, ``outer``."""
 
     name = "narrow"
+    _rows: tuple[int, ...] = (1, 2, 4, 6, 8)
+
+    def kind(self, problem: Problem, hardware: HardwareSpec) -> str | None:
+        """The kind of product for a problem; None where the machine has none."""
+        return instruction(problem.dtype, hardware)
 
     def space(self, problem: Problem, hardware: HardwareSpec) -> tuple[Config, ...]:
         """Register tiles that fit the machine, the cheapest by cost first."""
-        kind = instruction(problem.dtype, hardware)
+        kind = self.kind(problem, hardware)
         if kind is None or problem.form == "kronecker" or problem.k > LONGEST_SUM:
             return ()
         lanes, (bh, _) = lanes_of(hardware), problem.block
@@ -48,7 +53,7 @@ class NarrowProducts(KernelTemplate):
         configs = [
             {"rows": rows, "width": width, "tasks": tasks, "split": split, "outer": outer}
             for width in (wide if problem.form == "dense" else [min(bh, problem.n)])
-            for rows in (1, 2, 4, 6, 8)
+            for rows in self._rows
             if rows == 1 or rows * len(pieces(width, lanes)) <= registers_of(hardware)
             if rows <= max(1, problem.rows)
             for tasks in task_counts(hardware)
@@ -59,7 +64,7 @@ class NarrowProducts(KernelTemplate):
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call."""
-        kind = instruction(problem.dtype, hardware)
+        kind = self.kind(problem, hardware)
         assert kind is not None
         group = GROUPS[kind]
         rows, width, tasks = int(config["rows"]), int(config["width"]), int(config["tasks"])
@@ -98,7 +103,7 @@ class NarrowProducts(KernelTemplate):
         """Round or quantise the weight where it is not yet, pack it, generate the kernel."""
         from bscompile.targets.kernels.code import narrow
 
-        product = product_of(problem.dtype, hardware)
+        product = product_of(self.kind(problem, hardware))
         tasks, width = int(config["tasks"]), int(config["width"])
         layout = (width, product.group, product.narrowest, tasks)
         if problem.dtype == "bfloat16":
@@ -123,6 +128,20 @@ class NarrowProducts(KernelTemplate):
         return Kernel(func, operands)
 
 
+class NarrowPairs(NarrowProducts):
+    """The same on AArch64's matrix instructions, two rows and two outputs at a time."""
+
+    name = "narrow_pairs"
+    _rows = (2, 4, 6, 8)
+
+    def kind(self, problem: Problem, hardware: HardwareSpec) -> str | None:
+        """``bfmmla`` or ``usmmla``."""
+        for kind, (precision, feature, _) in PAIRS.items():
+            if precision == problem.dtype and feature in hardware.features:
+                return kind
+        return None
+
+
 #: Kind of product -> (precision, the feature that it needs, inputs of one step), best first.
 KINDS = {
     "bf16": ("bfloat16", "avx512_bf16", 2),
@@ -131,7 +150,9 @@ KINDS = {
     "usdot": ("int8", "i8mm", 4),
     "sdot": ("int8", "asimddp", 4),
 }
-GROUPS = {kind: group for kind, (_, _, group) in KINDS.items()} | {"pairs": 2, "plain": 1}
+#: The same for pairs of rows and outputs.
+PAIRS = {"bfmmla": ("bfloat16", "bf16", 4), "usmmla": ("int8", "i8mm", 8)}
+GROUPS = {kind: group for kind, (_, _, group) in (KINDS | PAIRS).items()} | {"pairs": 2, "plain": 1}
 
 
 def prepare_seconds(problem: Problem, tasks: int, hardware: HardwareSpec) -> float:
@@ -152,9 +173,8 @@ def instruction(precision: str, hardware: HardwareSpec) -> str | None:
     return "pairs" if hardware.machine == "x86_64" and hardware.isa != "neon" else "plain"
 
 
-def product_of(precision: str, hardware: HardwareSpec) -> Product:
-    """The product itself."""
+def product_of(kind: str | None) -> Product:
+    """The product of a kind."""
     from bscompile.targets.kernels.code import dot
 
-    kind = instruction(precision, hardware)
     return next(product for product in dot.PRODUCTS if product.kind == kind)

@@ -88,7 +88,7 @@ class NarrowRows(KernelTemplate):
         """Round or quantise the weight where it is not yet, pack it, generate the kernel."""
         from bscompile.targets.kernels.code import narrow_rows
 
-        product, tasks = product_of(problem.dtype, hardware), int(config["tasks"])
+        product, tasks = product_of(instruction(problem.dtype, hardware)), int(config["tasks"])
         layout = (problem.block[0], product.group, product.narrowest, tasks)
         if problem.dtype == "bfloat16":
             operands = pack_bfloat16(weight, *layout)

@@ -85,10 +85,10 @@ def as_panels(weight: Weight, width: int) -> BlockSparseMatrix:
 def pack_bfloat16(
     weight: Weight, width: int, group: int, multiple: int, tasks: int, tile: int = 1
 ) -> Operands:
-    """Pairs of bfloat16 in one int32 each: values int32 [nnzb, steps, height]."""
+    """bfloat16, two in one int32: values int32 [nnzb, steps, height * group / 2]."""
     matrix = as_panels(cast_weight(weight, ml_dtypes.bfloat16), width)
     (name, values), *rest = pack_dots(matrix, group, multiple, tasks, ml_dtypes.bfloat16, tile)
-    return ((name, values.view(np.int32)[..., 0]), *rest)
+    return ((name, values.view(np.int32).reshape(*values.shape[:2], -1)), *rest)
 
 
 def pack_int8(
@@ -115,7 +115,7 @@ def pack_int8(
         in_words: Whether four numbers make one int32.
 
     Returns:
-        values int32 [nnzb, steps, height] or int8 [nnzb, steps, height * group], starts, indptr,
+        values int32 [nnzb, steps, height * group / 4] or int8 [nnzb, steps, height * group], starts, indptr,
         bounds, and those of ``quantized_operands``.
     """
     if not isinstance(weight, QuantizedMatrix):
@@ -124,9 +124,8 @@ def pack_int8(
     quantization = weight.quantization
     matrix = as_panels(weight.to_dense(), width) if dense else weight
     (name, values), *rest = pack_dots(matrix, group, multiple, tasks, np.int8, tile)
-    flat: Array = (
-        values.view(np.int32)[..., 0] if in_words else values.reshape(*values.shape[:2], -1)
-    )
+    words = values.view(np.int32) if in_words else values
+    flat: Array = words.reshape(*values.shape[:2], -1)
     return ((name, flat), *rest, *quantized_operands(matrix, quantization))
 
 

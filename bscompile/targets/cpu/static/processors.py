@@ -16,7 +16,7 @@ from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
 from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
-from bscompile.targets.kernels.narrow import NarrowProducts
+from bscompile.targets.kernels.narrow import NarrowPairs, NarrowProducts
 from bscompile.targets.kernels.scalable import ScalableTemplate
 
 _FIXED: tuple[KernelTemplate, ...] = (
@@ -25,6 +25,7 @@ _FIXED: tuple[KernelTemplate, ...] = (
     BlockSparseRows(),
     KroneckerTemplate(),
     NarrowProducts(),
+    NarrowPairs(),
 )
 
 
@@ -63,11 +64,13 @@ _RVV = (
 
 
 def _aarch64(name: str, isa: str, features: tuple[str, ...], pipes: int) -> HardwareSpec:
-    # ``pipes`` vector multiply-adds of 128 bits per cycle at 2.6 GHz; dot products as many.
+    # ``pipes`` vector multiply-adds of 128 bits per cycle at 2.6 GHz; as many dot products, and
+    # as many matrix instructions, which multiply twice as much.
     float32 = 4 * 2 * pipes * 2.6
-    peaks = {"float32": float32, "int8": float32 * (4 if "asimddp" in features else 1)}
+    per_lane = 8 if "i8mm" in features else 4 if "asimddp" in features else 1
+    peaks = {"float32": float32, "int8": per_lane * float32}
     if "bf16" in features:
-        peaks["bfloat16"] = 2 * float32
+        peaks["bfloat16"] = 4 * float32
     return HardwareSpec(
         name=name,
         isa=isa,

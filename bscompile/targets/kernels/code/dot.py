@@ -6,6 +6,8 @@ product    inputs  instruction                                 needs
 bfloat16   2       vdpbf16ps, float32 sums                     avx512_bf16
 bfloat16   2       bfdot, float32 sums                         bf16 (AArch64)
 int8       4       vpdpbusd, u8 x s8, int32 sums               avx512_vnni
+bfloat16   4       bfmmla on pairs of rows and outputs         bf16 (AArch64)
+int8       8       usmmla likewise, u8 x s8, int32 sums        i8mm (AArch64)
 int8       4       usdot, u8 x s8, int32 sums                  i8mm (AArch64)
 int8       4       sdot, s8 x s8: x is moved down by 128       asimddp (AArch64)
 int8       2       pmaddwd on both widened to 16 bits          any x86
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.kernels.code import emit
@@ -37,10 +40,11 @@ class Product:
     Attributes:
         group: Inputs that one step multiplies for each output.
         element: dtype in which x is read.
-        stored: dtype in which the weights of one step and output are stored; ``group`` numbers
-            in one 32-bit word, or int8 side by side.
+        stored: dtype in which the weights of one step and output are stored: ``group`` numbers
+            in 32-bit words, or int8 side by side.
         total: dtype of the sums.
-        kind: ``bf16``, ``bfdot``, ``vnni``, ``usdot``, ``sdot``, ``pairs`` or ``plain``.
+        kind: ``bf16``, ``bfdot``, ``bfmmla``, ``vnni``, ``usdot``, ``usmmla``, ``sdot``,
+            ``pairs`` or ``plain``.
         shift: What the instruction takes away from each x; its zero point goes down with it.
     """
 
@@ -52,6 +56,18 @@ class Product:
     shift: int = 0
 
     @property
+    def pairs(self) -> bool:
+        """Whether one instruction treats two rows and two outputs: see narrow_pairs.py."""
+        return self.kind in ("bfmmla", "usmmla")
+
+    @property
+    def stored_numbers(self) -> int:
+        """Elements of ``stored`` for one step and output."""
+        if self.stored == "int8":
+            return self.group
+        return self.group * (2 if self.total == "float32" else 1) // 4
+
+    @property
     def narrowest(self) -> int:
         """The fewest outputs that one step treats at once."""
         return 1 if self.kind == "plain" else min(_WIDTHS)
@@ -59,7 +75,7 @@ class Product:
     @property
     def llvm(self) -> str:
         """LLVM IR that the kernel has to import; empty for none."""
-        return {"bf16": _BF16, "bfdot": _BFDOT}.get(self.kind, "")
+        return {"bf16": _BF16, "bfdot": _BFDOT, "bfmmla": _BFMMLA}.get(self.kind, "")
 
     def splat(self, x: Buffer, row: Expr, column: Expr, lanes: int) -> Expr:
         """x[row, column : column + group] in every lane; ``column`` may be odd."""
@@ -72,6 +88,14 @@ class Product:
         if self.shift:
             word = T.bitwise_xor(word, T.int32(_TOP_BITS))
         return T.broadcast(word, lanes)
+
+    def pair(self, x: Buffer, first: Expr, second: Expr, column: Expr) -> Expr:
+        """Two rows' x[row, column : column + group] in one register; ``column`` may be odd."""
+        both = [
+            T.reinterpret("int32x2", emit.load(x, row, column, lanes=self.group))
+            for row in (first, second)
+        ]
+        return tirx.Shuffle(both, [tirx.IntImm("int32", lane) for lane in range(4)])
 
     def load(self, values: Buffer, block: Expr, step: Expr, at: int, lanes: int) -> Expr:
         """The weights of one step for ``lanes`` outputs, as ``multiply_add`` wants them."""
@@ -93,7 +117,9 @@ class Product:
                 T.reinterpret(f"int8x{4 * lanes}", weight),
                 dtype=f"int32x{lanes}",
             )
-        if self.kind in ("usdot", "sdot"):
+        if self.kind == "bfmmla":
+            return T.call_extern("float32x4", "bsc_mmla_bf16", total, x, weight)
+        if self.kind in ("usdot", "usmmla", "sdot"):
             return T.call_llvm_pure_intrin(
                 f"llvm.aarch64.neon.{self.kind}.v4i32.v16i8",
                 total,
@@ -112,12 +138,14 @@ class Product:
 
 BFLOAT16 = Product(2, "uint16", "int32", "float32", "bf16")
 BFDOT = Product(2, "uint16", "int32", "float32", "bfdot")
+BFMMLA = Product(4, "uint16", "int32", "float32", "bfmmla")
 VNNI = Product(4, "uint8", "int32", "int32", "vnni")
 USDOT = Product(4, "uint8", "int32", "int32", "usdot")
+USMMLA = Product(8, "uint8", "int32", "int32", "usmmla")
 SDOT = Product(4, "uint8", "int32", "int32", "sdot", shift=128)
 PAIRS = Product(2, "int16", "int8", "int32", "pairs")
 PLAIN = Product(1, "uint8", "int8", "int32", "plain")
-PRODUCTS = (BFLOAT16, BFDOT, VNNI, USDOT, SDOT, PAIRS, PLAIN)
+PRODUCTS = (BFLOAT16, BFDOT, BFMMLA, VNNI, USDOT, USMMLA, SDOT, PAIRS, PLAIN)
 
 _MULTIPLY_PAIRS = {
     4: "llvm.x86.sse2.pmadd.wd",
@@ -175,5 +203,14 @@ define weak <4 x float> @bsc_dot_bf16_4(<4 x float> %c, <4 x i32> %a, <4 x i32> 
                                                              <8 x bfloat> %y)
   ret <4 x float> %r
 }"""
+_BFMMLA_4 = """
+declare <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float>, <8 x bfloat>, <8 x bfloat>)
+define weak <4 x float> @bsc_mmla_bf16(<4 x float> %c, <4 x i32> %a, <4 x i32> %b) alwaysinline {
+  %x = bitcast <4 x i32> %a to <8 x bfloat>
+  %y = bitcast <4 x i32> %b to <8 x bfloat>
+  %r = call <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float> %c, <8 x bfloat> %x, <8 x bfloat> %y)
+  ret <4 x float> %r
+}"""
+_BFMMLA = "\n".join([_BFMMLA_4, _to_bf16(1), _to_bf16(16)]) + "\n"
 _BFDOT = "\n".join([_BFDOT_4, _to_bf16(1), _to_bf16(16)]) + "\n"
 _BF16 = "\n".join([*map(_dot_bf16, _WIDTHS), _to_bf16(1), _to_bf16(16)]) + "\n"

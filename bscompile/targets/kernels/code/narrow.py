@@ -25,7 +25,7 @@ from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
 from bscompile.targets.kernels.vectors import pieces
 
-_UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
+UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
 _CHAINS = 8  # independent sums that hide the latency of the instruction
 
 
@@ -54,7 +54,7 @@ def generate(
         split: What the tasks share: ``outputs`` by bounds, or ``rows``.
         outer: Which loop is outside: ``rows`` or ``outputs``.
     """
-    nest = Nest(problem, operands, product, lanes, tasks, split, outer)
+    nest = _nest_of(product)(problem, operands, product, lanes, tasks, split, outer)
     mode = problem.activation or "round"
 
     def body(args: Arguments) -> None:
@@ -67,6 +67,13 @@ def generate(
             emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, inputs, r))
 
     return emit.generate(f"narrow_{problem.dtype}", problem, operands, body)
+
+
+def _nest_of(product: Product) -> type[Nest]:
+    """The loops that a product wants."""
+    from bscompile.targets.kernels.code.narrow_pairs import PairNest
+
+    return PairNest if product.pairs else Nest
 
 
 class Nest:
@@ -84,8 +91,7 @@ class Nest:
     ) -> None:
         self._product, self._problem = product, problem
         self._steps = operands[0][1].shape[1]
-        group = product.group if product.stored == "int8" else 1
-        self._height = operands[0][1].shape[2] // group  # of a stored block, padded
+        self._height = operands[0][1].shape[2] // product.stored_numbers  # of a block, padded
         self._bh = min(problem.block[0], problem.n) if problem.form != "dense" else self._height
         self._block_rows = len(operands[2][1]) - 1
         self._last = problem.n - (self._block_rows - 1) * self._bh  # outputs of the last row
@@ -136,12 +142,12 @@ class Nest:
         with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
-            loops = self._steps // _UNROLL if self._steps > _UNROLL else 0
+            loops = self._steps // UNROLL if self._steps > UNROLL else 0
             if loops:
                 with T.serial(0, T.int64(loops)) as outer:
-                    for u in range(_UNROLL):
-                        accumulate(sums[u % chains], block, start, outer * _UNROLL + u)
-            for step in range(loops * _UNROLL, self._steps):
+                    for u in range(UNROLL):
+                        accumulate(sums[u % chains], block, start, outer * UNROLL + u)
+            for step in range(loops * UNROLL, self._steps):
                 accumulate(sums[step % chains], block, start, T.int64(step))
         self._outputs(args, inputs, sums, block_row, row)
 
