@@ -25,6 +25,8 @@ TARGETS = [  # target, precision, processor to emulate
     ("cpu:aarch64-sve", "float32", "max,sve-default-vector-length=16"),
     ("cpu:aarch64-sve", "float32", "max,sve-default-vector-length=32"),
     ("cpu:aarch64-sve", "float32", "max,sve-default-vector-length=64"),
+    ("cpu:aarch64-sme", "float32", "max,sme-default-vector-length=16"),
+    ("cpu:aarch64-sme", "float32", "max,sme-default-vector-length=64"),
     ("cpu:riscv64", "float32", "rv64,v=true,vlen=256,vext_spec=v1.0"),
     ("cpu:riscv64-vla", "float32", "rv64,v=true,vlen=128,vext_spec=v1.0"),
     ("cpu:riscv64-vla", "float32", "rv64,v=true,vlen=256,vext_spec=v1.0"),

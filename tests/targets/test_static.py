@@ -28,7 +28,9 @@ from tests.targets.static_running import machine_cases, needs, sparse_mlp
 
 HERE = platform.machine()
 CROSS = machine_cases(["aarch64", "riscv64"])
-EVERYWHERE = machine_cases(["static", "aarch64", "aarch64-sve", "riscv64", "riscv64-vla"])
+EVERYWHERE = machine_cases(
+    ["static", "aarch64", "aarch64-sve", "aarch64-sme", "riscv64", "riscv64-vla"]
+)
 
 
 @pytest.fixture(scope="module")

@@ -115,8 +115,8 @@ def pack_int8(
         in_words: Whether four numbers make one int32.
 
     Returns:
-        values int32 [nnzb, steps, height * group / 4] or int8 [nnzb, steps, height * group], starts, indptr,
-        bounds, and those of ``quantized_operands``.
+        values int32 [nnzb, steps, height * group / 4] or int8 [nnzb, steps, height * group],
+        starts, indptr, bounds, and those of ``quantized_operands``.
     """
     if not isinstance(weight, QuantizedMatrix):
         numbers, scale = quantize_weight(weight)

@@ -23,7 +23,7 @@ from bscompile.targets.kernels.roofline import (
 )
 
 _BROADCAST = 0.5  # units of bringing one input into every lane
-_DENSE_BLOCK = (64, 64)  # (outputs, inputs) that a dense weight is packed in
+DENSE_BLOCK = (64, 64)  # (outputs, inputs) that a dense weight is packed in
 
 
 class ScalableTemplate(KernelTemplate):
@@ -100,7 +100,7 @@ class ScalableTemplate(KernelTemplate):
         """Shape and number of the blocks; a dense weight is one whose blocks all live."""
         if self._form == "block_sparse":
             return problem.block, problem.nnzb
-        bh, bw = min(_DENSE_BLOCK[0], problem.n), min(_DENSE_BLOCK[1], problem.k)
+        bh, bw = min(DENSE_BLOCK[0], problem.n), min(DENSE_BLOCK[1], problem.k)
         return (bh, bw), -(-problem.n // bh) * -(-problem.k // bw)
 
 

@@ -18,6 +18,7 @@ from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
 from bscompile.targets.kernels.narrow import NarrowPairs, NarrowProducts
 from bscompile.targets.kernels.scalable import ScalableTemplate
+from bscompile.targets.kernels.sme import SmeTemplate
 
 _FIXED: tuple[KernelTemplate, ...] = (
     DenseTemplate(),
@@ -55,6 +56,7 @@ _SVE = (
     KroneckerTemplate(),
     NarrowProducts(),
 )
+_SME = (SmeTemplate("dense"), SmeTemplate("block_sparse"), *_FIXED)
 _RVV = (
     ScalableTemplate("dense", 2, (4, 2, 1)),
     ScalableTemplate("block_sparse", 2, (4, 2, 1)),
@@ -71,6 +73,8 @@ def _aarch64(name: str, isa: str, features: tuple[str, ...], pipes: int) -> Hard
     peaks = {"float32": float32, "int8": per_lane * float32}
     if "bf16" in features:
         peaks["bfloat16"] = 4 * float32
+    if "sme" in features:  # one outer product of 16 x 16 a cycle
+        peaks["sme"] = 16 * 16 * 2 * 2.6
     return HardwareSpec(
         name=name,
         isa=isa,
@@ -138,6 +142,17 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
             {**_AARCH64, "mattr": ["+neon", "+sve"]},
             "64-bit Arm with SVE of any vector length",
             _SVE,
+        ),
+        "aarch64-sme": Processor(
+            _aarch64(
+                "any AArch64 with SME (512-bit estimate)",
+                "neon",
+                ("asimd", "asimddp", "i8mm", "bf16", "sme"),
+                4,
+            ),
+            {**_AARCH64, "mattr": ["+neon", "+dotprod", "+i8mm", "+bf16", "+sme"]},
+            "64-bit Arm with SME, outer products of float32 of any length (Armv9.2, Apple M4)",
+            _SME,
         ),
         "riscv64": Processor(
             _riscv64("any RV64GCV with VLEN 256 (SpacemiT X60 estimate)", "rvv256", ("v",), 32),

@@ -33,16 +33,16 @@ def _shuffle(pair: list[Expr], order: list[int]) -> Expr:
     return T.bind(tirx.Shuffle(pair, [tirx.IntImm("int32", lane) for lane in order]))
 
 
-def transpose_rows(x: Buffer, row: Expr, rows: int, lanes: int, to: Buffer) -> None:
-    """to[c, r] = x[row + r, c] for all columns c and r < rows, a multiple of ``lanes``."""
+def transpose_rows(x: Buffer, row: Expr, rows: int, lanes: int, to: Buffer, *place: Expr) -> None:
+    """to[*place, c, r] = x[row + r, c] for all columns c and r < rows, a multiple of ``lanes``."""
     columns = int(x.shape[1])
     if columns < lanes:
         with T.serial(0, columns) as c, T.serial(0, rows) as r, emit.opaque():
-            T.buffer_store(to, x[row + r, c], [c, r])
+            T.buffer_store(to, x[row + r, c], [*place, c, r])
         return
     with T.serial(0, T.int64(-(-columns // lanes))) as group, emit.opaque():
         c = T.bind(T.min(group * lanes, T.int64(columns - lanes)))
         for at in range(0, rows, lanes):
             vectors = [emit.load(x, row + at + r, c, lanes=lanes) for r in range(lanes)]
             for i, vector in enumerate(transposed(vectors)):
-                emit.store(to, vector, c + i, at, lanes=lanes)
+                emit.store(to, vector, *place, c + i, at, lanes=lanes)
