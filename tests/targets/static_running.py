@@ -60,6 +60,19 @@ def sparse_mlp(rows=3, width=96):
     return proto
 
 
+def _distinct(funcs):
+    """(name of each, name -> kernel): kernels that differ in nothing are compiled once."""
+    import tvm_ffi
+
+    names, kernels, known = [], {}, {}
+    for func in funcs:
+        key = tvm_ffi.StructuralKey(func)
+        name = known.setdefault(key, f"k{len(known)}")
+        names.append(name)
+        kernels.setdefault(name, func.with_attr("global_symbol", name))
+    return names, kernels
+
+
 def run_kernels(target, calls):
     """Many kernels as one static executable, so that a whole suite is linked and started once.
 
@@ -80,11 +93,9 @@ def run_kernels(target, calls):
     context = targets.resolve(target, None if target == "hexagon" else 2)
     hardware = context.hardware
     code = context.target.build.keywords["code"](hardware)
-    kernels = {
-        f"k{i}": func.with_attr("global_symbol", f"k{i}") for i, (func, _, _) in enumerate(calls)
-    }
+    names, kernels = _distinct([func for func, _, _ in calls])
     program = program_of(
-        [(name, arrays, y) for name, (_, arrays, y) in zip(kernels, calls, strict=True)]
+        [(name, arrays, y) for name, (_, arrays, y) in zip(names, calls, strict=True)]
     )
     assembly = []
     members = build_static(
