@@ -7,10 +7,10 @@ with other readers, masks whose sizes are not surely those of the scores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bscompile.targets.cpu.code import attention
 from bscompile.targets.cpu.graph import (
     Graph,
     Operand,
@@ -21,12 +21,14 @@ from bscompile.targets.cpu.graph import (
     scalar,
 )
 
-if TYPE_CHECKING:
-    from bscompile.targets.base import HardwareSpec
 
+def FuseAttention(generate: Callable[..., Any]) -> Any:  # noqa: N802  # a pass, named like TVM's
+    """The pass that replaces every attention of a module.
 
-def FuseAttention(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named like TVM's
-    """The pass that replaces every attention of a module."""
+    Args:
+        generate: (q, k, v, mask or None, out, scale=) -> the function, with tensors as
+            code/tensors.py describes them; None leaves the operators as they are.
+    """
 
     def find(graph: Graph, var: Any) -> Replacement | None:
         source, perm = graph.through_transposes(var) if is_float32(var) else (var, [])
@@ -43,16 +45,16 @@ def FuseAttention(hardware: HardwareSpec) -> Any:  # noqa: N802  # a pass, named
         letters = "".join(found.letters[p] for p in perm)
         out = operand("out", var, letters)
         operands = [o for o in (found.q, found.k, found.v, found.mask) if o is not None]
-        function = attention.generate(
+        function = generate(
             found.q.tensor,
             found.k.tensor,
             found.v.tensor,
             None if found.mask is None else found.mask.tensor,
             out.tensor,
             scale=found.scale,
-            lanes=hardware.vector_bytes // 4,
-            tasks=hardware.cores,
         )
+        if function is None:
+            return None
         return Replacement("attention", function, tuple(o.expr for o in operands))
 
     return replacing_pass("bscompile.FuseAttention", find)

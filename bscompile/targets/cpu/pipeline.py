@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bscompile.targets.cpu.code import attention
 from bscompile.targets.cpu.fuse_attention import FuseAttention
 from bscompile.targets.cpu.fuse_depthwise import FuseDepthwise
 from bscompile.targets.cpu.fuse_matmul import FuseMatmul
@@ -22,7 +23,7 @@ PASS_CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
 def passes(hardware: HardwareSpec) -> list[Any]:
     """Every pass from the lowered module to what the virtual machine runs, in order."""
     graph = [
-        FuseAttention(hardware),
+        FuseAttention(attention.for_machine(hardware)),
         FuseDepthwise(hardware),
         FuseMatmul(hardware),
         FuseRows(hardware),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
+from bscompile.targets.cpu.fuse_attention import FuseAttention
 from bscompile.targets.cuda.compile import number
 from bscompile.targets.cuda.hardware import architectures
+from bscompile.targets.cuda.kernels.code import attention
 from bscompile.targets.gpu.legalize import LEGALIZE
 from bscompile.targets.gpu.schedules import schedule
 from bscompile.targets.relax_passes import to_virtual_machine
@@ -39,7 +42,28 @@ def cuda_target(hardware: HardwareSpec) -> Any:
 
 def passes(target: Any) -> list[Any]:
     """Every pass from the lowered module to what the virtual machine runs, in order."""
-    return to_virtual_machine(_scheduling(target), LEGALIZE)
+    return to_virtual_machine(_scheduling(target), LEGALIZE, [_attention(target)])
+
+
+def _attention(target: Any) -> Any:
+    """Attention in one launch, in the dtype that the layers around it multiply in."""
+    shared = int(target.attrs["max_shared_memory_per_block"])
+
+    def run(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+        generate = partial(attention.generate, multiplied=_multiplied(module), shared_bytes=shared)
+        return FuseAttention(generate)(module)
+
+    return tvm.transform.module_pass(run, opt_level=0, name="bscompile.Attention")
+
+
+def _multiplied(module: tvm.IRModule) -> str:
+    """The 16-bit dtype of the model's kernels; float32 where there is none."""
+    for _, func in module.functions_items():
+        if isinstance(func, tirx.PrimFunc):
+            for parameter in func.params:
+                if str(parameter.dtype) in ("float16", "bfloat16"):
+                    return str(parameter.dtype)
+    return "float32"
 
 
 def _scheduling(target: Any) -> Any:

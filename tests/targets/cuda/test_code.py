@@ -16,15 +16,18 @@ from onnx import numpy_helper
 
 from bscompile.compiler import CompileOptions, compile_model
 from bscompile.errors import TargetError
+from bscompile.targets.cpu.code.tensors import Tensor
 from bscompile.targets.cuda import TARGET, nvcc, nvrtc
 from bscompile.targets.cuda import compile as compiling
 from bscompile.targets.cuda.build import CUDA_KERNELS, cuda_source
 from bscompile.targets.cuda.compile import compile_source, number, to_ptx
 from bscompile.targets.cuda.hardware import hardware
+from bscompile.targets.cuda.kernels.code import attention
 from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target
 from tests.targets.cuda.conftest import block_sparse, kernel_for
 
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{}.{}.f32"
+QKV = (("q", "bhsd"), ("k", "bhtd"), ("v", "bhte"), ("out", "bhse"))
 FAMILIES = {
     "block_sparse_tensor_cores": (
         "bfloat16",
@@ -53,6 +56,11 @@ def source():
         steps = ("bias", "gelu", "residual")
         kernel, _ = kernel_for(machine, family.split()[0], weight, None, dtype, steps)
         functions[family.replace(" ", "_")] = kernel.prim_func
+    for dtype in ("float16", "float32"):
+        tensors = [Tensor(name, axes, (2, 4, 50, 64)) for name, axes in QKV]
+        functions[f"attention_{dtype}"] = attention.generate(
+            *tensors[:3], None, tensors[3], scale=1.0, multiplied=dtype, shared_bytes=160 << 10
+        )
     return kernels_source(functions, machine)
 
 
@@ -77,6 +85,14 @@ def ptx(cuda_compiler, source):
     """Kernel -> its PTX for sm_80."""
     parts = re.split(r"\.visible \.entry (\w+)", to_ptx(source, "sm_80"))
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_attention_is_on_the_cores_that_are_meant(ptx):
+    halves = ptx["attention_float16_kernel"]
+    for text in (MMA.format("f16", "f16"), "ldmatrix.sync.aligned.m8n8.x4.trans", "cvt.rn.f16x2"):
+        assert text in halves
+    assert "fma.rn.f32" in ptx["attention_float32_kernel"]
+    assert "mma.sync" not in ptx["attention_float32_kernel"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -91,6 +91,7 @@ def test_a_model_equals_onnxruntime(name, precision, tolerance, rng, tmp_path):
         timed = loaded.profile({"x": x}, repeats=1)
     assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
     assert len(timed) >= 3
+    assert any("attention" in kernel for kernel, _ in timed) == (name == "block")
     assert np.abs(again - want[:1]).max() <= tolerance * np.abs(want).max()
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
@@ -27,7 +28,15 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
 from bscompile.targets.kernels.code.vector_math import exp
 
+if TYPE_CHECKING:
+    from bscompile.targets.base import HardwareSpec
+
 VECTORS = 2  # vectors of keys, or of outputs, per register tile
+
+
+def for_machine(hardware: HardwareSpec) -> Callable[..., Any]:
+    """``generate`` with what it has to know of the machine."""
+    return partial(generate, lanes=hardware.vector_bytes // 4, tasks=hardware.cores)
 
 
 def generate(

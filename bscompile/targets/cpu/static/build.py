@@ -16,6 +16,7 @@ def prepare(lowered: Lowered, context: TargetContext) -> Lowered:
     Raises:
         ModelError: a length is symbolic, or an operation has no loops.
     """
+    from bscompile.targets.cpu.code import attention
     from bscompile.targets.cpu.fuse_attention import FuseAttention
     from bscompile.targets.cpu.fuse_matmul import FuseMatmul
     from bscompile.targets.cpu.fuse_rows import FuseRows
@@ -27,7 +28,11 @@ def prepare(lowered: Lowered, context: TargetContext) -> Lowered:
     rules = Rules(
         schedule=lambda func: schedule(func, hardware),
         legalize=FAST_MATH,
-        graph=[FuseAttention(hardware), FuseMatmul(hardware), FuseRows(hardware)],
+        graph=[
+            FuseAttention(attention.for_machine(hardware)),
+            FuseMatmul(hardware),
+            FuseRows(hardware),
+        ],
     )
     return plan(lowered, context, rules)
 

@@ -21,7 +21,7 @@ def translate(source: str) -> str:
         UnknownInstructionError: inline assembly that the emulator does not know.
     """
     text = _replace_assembly(source)
-    text = re.sub(r"#include <(cuda|mma|cooperative_groups)\w*\.h>", "", text)
+    text = re.sub(r"#include <(cuda|mma|cooperative_groups|math_constants)\w*\.h>", "", text)
     text = re.sub(
         r"extern __shared__ (?:__align__\(\d+\) )?(.+?) (\w+)\[\];",
         r"\1* \2 = (\1*)emu::shared_memory();",
