@@ -27,9 +27,12 @@ from bscompile.targets.buckets import BUCKETS
 from bscompile.tuning.database import MEMBER, Database, default_path
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from bscompile.dialect import LinearOp
     from bscompile.passes.choice import Planner
     from bscompile.report import Report
-    from bscompile.targets.base import TargetContext
+    from bscompile.targets.base import FormChoice, TargetContext
     from bscompile.targets.lowering import Lowered
     from bscompile.tuning.measurer import Layer
 
@@ -139,8 +142,9 @@ def collect_layers(
     say = progress or (lambda line: None)
     target = _resolve(options, say)
     graph = _read(model, options, say)
-    collector = Collector(_for_precisions(target, options, graph))
-    _rewrite(graph, options, collector, say)
+    context = _for_precisions(target, options, graph)
+    collector = Collector(context)
+    _rewrite(graph, options, context, collector, say)
     return collector.layers
 
 
@@ -162,7 +166,7 @@ def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepa
     context = _for_precisions(target, options, graph)
     database = Database(options.database or default_path())
     planner = TunedPlanner(database, context)
-    notes = _rewrite(graph, options, planner, say)
+    notes = _rewrite(graph, options, context, planner, say)
     if database.damaged:
         text = f"{len(database.damaged)} lines could not be read, such as {database.damaged[0]}"
         notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
@@ -200,12 +204,25 @@ def _read(model: ModelLike, options: CompileOptions, say: Progress) -> ir.Model:
 
 
 def _rewrite(
-    graph: ir.Model, options: CompileOptions, planner: Planner, say: Progress
+    graph: ir.Model,
+    options: CompileOptions,
+    context: TargetContext,
+    planner: Planner,
+    say: Progress,
 ) -> list[Note]:
     """Phase 4."""
     dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
-    passes = pipeline.pipeline(planner, options.precision)
+    passes = pipeline.pipeline(planner, options.precision, partial(_price, context))
     return pipeline.run(graph, passes, dump=dump, progress=say)
+
+
+def _price(
+    context: TargetContext, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
+) -> FormChoice:
+    """What the cost model says of a layer at the typical rows."""
+    from bscompile.targets.planner import plan
+
+    return plan(op, rows, dtype, replace(context, buckets=()), step)
 
 
 def _dump(folder: Path, number: int, name: str, model: ir.Model) -> None:

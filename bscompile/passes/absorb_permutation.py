@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bscompile.dialect import FOUND_KEY, Weight, dense_weight, is_float_layer
+from bscompile.dialect import FOUND_KEY, Weight, is_float_layer
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.formats.detect import BlockPattern, detect_blocks
 from bscompile.passes.base import GraphPass
@@ -194,13 +194,7 @@ def _work(weight: Weight) -> int:
 
 def _reordered(layer: GroupLayer, features: Index) -> tuple[Weight, BlockPattern]:
     """The layer's weight in the new order, with its blocks found anew."""
-    weight = dense_weight(layer.op.weight)
-    if layer.reads:
-        columns = (features[:, None] * layer.taps + np.arange(layer.taps)).reshape(-1)
-        weight = weight[:, columns]
-    if layer.outputs:
-        weight = weight[layer.outputs.entries(features)]
-    weight = np.ascontiguousarray(weight)
+    weight = layer.reordered(features)
     pattern = detect_blocks(weight)
     if pattern.is_block_sparse:
         return BlockSparseMatrix.from_dense(weight, pattern.block), pattern

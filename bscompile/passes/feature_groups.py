@@ -26,6 +26,7 @@ from bscompile.passes.feature_layout import (
     after_transpose,
     is_reshape,
 )
+from bscompile.passes.feature_orders import Ties, tied_in_order
 from bscompile.passes.graph import constant, is_op
 
 Array = npt.NDArray[Any]
@@ -53,6 +54,10 @@ class FeatureGroup:
         blockers: What else makes or reads the values, in words; empty for a closed group.
         joined: How many features must go together to pass a Reshape that stopped them; 1 if none.
         is_joined: Whether its features are such, heads for example; single ones may stop elsewhere.
+        only_order: Whether the features will all stay, in another order, so that norms and sums
+            over them tie what they would otherwise block; see feature_orders.py.
+        cell: Features that have to stay together, such as those of a head; all where there are
+            no cells.
     """
 
     size: int
@@ -63,6 +68,8 @@ class FeatureGroup:
     blockers: list[str] = field(default_factory=list)
     joined: int = 1
     is_joined: bool = False
+    only_order: bool = False
+    cell: int = 0
 
     @property
     def values(self) -> Set[ir.Value]:
@@ -81,6 +88,7 @@ def group_of(
     layout: Layout,
     size: int,
     ignoring: ir.Node | None = None,
+    only_order: bool = False,
 ) -> FeatureGroup:
     """The group of one value whose feature axis is known.
 
@@ -90,8 +98,9 @@ def group_of(
         layout: Where its features lie.
         size: Its number of features.
         ignoring: A node that is no blocker, because the caller will remove it.
+        only_order: See FeatureGroup.
     """
-    group = FeatureGroup(size, {start: layout})
+    group = FeatureGroup(size, {start: layout}, only_order=only_order, cell=size)
     blockers: dict[str, None] = {}
     nodes: set[ir.Node] = set()
     waiting = [start]
@@ -106,8 +115,9 @@ def group_of(
         else:
             touching.add(producer)
         for node in touching:
-            if node is ignoring or (node in nodes and not is_float_layer(node)):
-                continue  # a layer may be met again, it has two sides
+            met = node in nodes and not is_float_layer(node) and not only_order
+            if node is ignoring or met:
+                continue  # a layer may be met again, it has two sides; so may a matmul in order
             reached = _tied_by(graph, node, value, group)
             if isinstance(reached, str):
                 blockers[reached] = None
@@ -137,14 +147,15 @@ def group_of(
     return group
 
 
-Ties = list[tuple[ir.Value, Layout]]
-
-
 def _tied_by(graph: ir.Graph, node: ir.Node, value: ir.Value, group: FeatureGroup) -> Ties | str:
     """The values that a node ties to one of its own, or why it blocks the group."""
     layout = group.layouts[value]
     if node.graph is not graph:
         return "the body of If or Loop reads it"
+    if group.only_order:
+        ties = tied_in_order(node, value, group)
+        if ties is not None:
+            return ties
     if is_float_layer(node):
         return _tied_by_layer(node, value, layout)
     y = node.outputs[0]
@@ -220,7 +231,8 @@ def _tied_by_layer(node: ir.Node, value: ir.Value, layout: Layout) -> Ties | str
     tensors = list(zip(steps, tensor_inputs(node), strict=True))
     if any(tensor is value and step == "bias" for step, tensor in tensors):
         return f"{node.name} adds it as a bias"
-    if layout.axis != feature_axis(node) or (layout.run > 1 and layout.axis != -1):
+    whole = layout.cells is None and (layout.run == 1 or layout.axis == -1)
+    if layout.axis != feature_axis(node) or not whole:
         return f"{node.name} reads it along another axis"
     residuals = [tensor for step, tensor in tensors if step == "residual"]
     tied = [node.inputs[0]] if value is node.inputs[0] else []

@@ -33,10 +33,14 @@ class Layout:
     Attributes:
         axis: Their axis from the end: -1 after a matmul, -3 after a convolution.
         run: Entries of that axis per feature.
+        cells: Where the features are cut into cells such as heads, the axis that counts these;
+            the other one then counts features within a cell. Only for groups that keep all
+            features, see feature_orders.py.
     """
 
     axis: int
     run: int = 1
+    cells: int | None = None
 
     def entries(self, features: Index) -> Index:
         """The positions along the axis that features take up, in their order."""
@@ -71,9 +75,12 @@ def after_reshape(old: Dims, new: Dims, layout: Layout, size: int) -> Layout | i
 def after_transpose(node: ir.Node, layout: Layout, rank: int, backwards: bool) -> Layout:
     """Where features lie on the other side of a Transpose."""
     perm = list(node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
-    axis = rank + layout.axis
-    moved = perm[axis] if backwards else perm.index(axis)
-    return Layout(moved - rank, layout.run)
+
+    def moved(axis: int) -> int:
+        return (perm[rank + axis] if backwards else perm.index(rank + axis)) - rank
+
+    cells = None if layout.cells is None else moved(layout.cells)
+    return Layout(moved(layout.axis), layout.run, cells)
 
 
 def is_reshape(node: ir.Node) -> bool:

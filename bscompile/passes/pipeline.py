@@ -14,6 +14,7 @@ from bscompile.passes.choice import Planner
 from bscompile.passes.choose_form import ChooseForm
 from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
+from bscompile.passes.permute_features import PermuteFeatures
 from bscompile.passes.recognise_factorized import RecogniseFactorized
 from bscompile.passes.recognise_linear import RecogniseLinear
 from bscompile.passes.recognise_quantized import RecogniseQuantized
@@ -27,12 +28,16 @@ from bscompile.passes.write_dialect import WriteDialect
 Dump = Callable[[int, str, ir.Model], None]
 
 
-def pipeline(plan: Planner, precision: str = "float32") -> list[GraphPass]:
+def pipeline(
+    plan: Planner, precision: str = "float32", price: Planner | None = None
+) -> list[GraphPass]:
     """The passes in their order.
 
     Args:
         plan: (layer, rows or None, dtype) -> the form to run it in; see choose_form.py.
         precision: What layers are stored and multiplied in, see dialect/precision.py.
+        price: The cost model, which says whether another order of features pays; None for no
+            other orders.
     """
     return [
         # First, so that everything after it sees float32 only.
@@ -58,6 +63,8 @@ def pipeline(plan: Planner, precision: str = "float32") -> list[GraphPass]:
         Requantize(),
         # After fusing: a constant is easiest followed through steps of an op.
         Shrink(),
+        # After shrinking, when only features are left that somebody needs.
+        *([] if price is None else [PermuteFeatures(price, precision)]),
         ChooseForm(plan, precision),
         # Last: it shares equal weights again and writes the functions of what is left.
         WriteDialect(),

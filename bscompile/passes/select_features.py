@@ -13,6 +13,7 @@ import onnx_ir as ir
 from bscompile.dialect import FOUND_KEY, TENSOR_STEPS, LinearOp, Weight, make_node, tensor_inputs
 from bscompile.passes.feature_groups import FeatureGroup, along_features, take_features
 from bscompile.passes.feature_layout import Layout, is_reshape
+from bscompile.passes.feature_orders import HOLDING
 from bscompile.passes.graph import add_initializer, constant, is_op, replace
 from bscompile.passes.shrink_plan import GroupLayer, Index
 
@@ -37,19 +38,15 @@ def select_features(
         weights: The new weight of each layer.
         shifts: What to add to each layer's bias, [out] before the layer itself is cut.
     """
+    if len(features) != group.size:
+        _give_shapes(graph, group, len(features))
     for node in group.between:
-        if is_reshape(node):
-            _reshape_anew(graph, node, group.layouts[node.outputs[0]], len(features))
-    for value, layout in group.layouts.items():
-        assert value.shape is not None
-        dims = list(value.shape)
-        dims[layout.axis] = len(features) * layout.run
-        value.shape = ir.Shape(dims)
-    for node in group.between:
-        if is_reshape(node):
+        if is_reshape(node) or node.outputs[0] not in group.layouts:
             continue
         layout = group.layouts[node.outputs[0]]
         for place, operand in enumerate(node.inputs):
+            if place not in HOLDING.get(node.op_type, range(len(node.inputs))):
+                continue
             array = constant(operand)
             if array is not None and along_features(array, layout, group.size):
                 kept = take_features(array, layout, features)
@@ -67,6 +64,18 @@ def select_features(
         made = make_node(op, graph, x, tuple(tensors), layer.node.outputs[0])
         _keep_found(layer.node, made, weight)
         replace(graph, [layer.node], [made])
+
+
+def _give_shapes(graph: ir.Graph, group: FeatureGroup, features: int) -> None:
+    """Tell every value of the group how many features it now has."""
+    for node in group.between:
+        if is_reshape(node):
+            _reshape_anew(graph, node, group.layouts[node.outputs[0]], features)
+    for value, layout in group.layouts.items():
+        assert value.shape is not None
+        dims = list(value.shape)
+        dims[layout.axis] = features * layout.run
+        value.shape = ir.Shape(dims)
 
 
 def _reshape_anew(graph: ir.Graph, node: ir.Node, layout: Layout, features: int) -> None:

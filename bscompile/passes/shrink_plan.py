@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bscompile.dialect import LinearOp, Weight, read_node, tensor_inputs
+from bscompile.dialect import LinearOp, Weight, dense_weight, read_node, tensor_inputs
 from bscompile.passes.feature_constants import Known
 from bscompile.passes.feature_groups import FeatureGroup
 from bscompile.passes.feature_layout import Layout
@@ -68,6 +68,16 @@ class GroupLayer:
         if self.op.conv:
             return math.prod(self.op.conv.kernel)
         return self.inputs.run if self.inputs else 1
+
+    def reordered(self, features: Index) -> Array:
+        """W [out, in], dense, with feature j what ``features[j]`` was, on both of its sides."""
+        weight = dense_weight(self.op.weight)
+        if self.reads:
+            columns = (features[:, None] * self.taps + np.arange(self.taps)).reshape(-1)
+            weight = weight[:, columns]
+        if self.outputs:
+            weight = weight[self.outputs.entries(features)]
+        return np.ascontiguousarray(weight)
 
     def dead(self, size: int) -> Mask:
         """Bool [size]: features whose rows of W are all zero."""
