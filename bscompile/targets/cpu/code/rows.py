@@ -2,6 +2,7 @@
 
 A row is the last axis of a tensor. It is folded in vectors, with several partial results side by
 side that are combined at the end; what is left of a row behind its last vector is scalar.
+Rows lie one behind the other, so a row is found by its number alone, however many axes there are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, across, function
+from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, across, function, in_rows
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
 from bscompile.targets.kernels.code.vector_math import exp
@@ -30,22 +31,22 @@ def softmax(shape: tuple[Size, ...], *, lanes: int, tasks: int) -> Any:
     x, y = (Tensor(name, axes, shape) for name in "xy")
 
     def body(arguments: list[Argument], size: Callable[[Size], Expr]) -> None:
-        source, target = arguments
         row_loop = _Rows([size(s) for s in shape], lanes, _tasks(shape, tasks))
+        source, target = (in_rows(a, row_loop.count, row_loop.width) for a in arguments)
 
-        def one(row: dict[str, Expr]) -> None:
-            top = row_loop.fold(lambda n, c: source.load(n, c=c, **row), T.max, -math.inf)
+        def one(r: Expr) -> None:
+            top = row_loop.fold(lambda n, c: source.load(n, r=r, c=c), T.max, -math.inf)
 
             def power(n: int, c: Expr) -> Expr:
-                value = exp(source.load(n, c=c, **row) - emit.splat(top, n), n)
-                target.store(value, n, c=c, **row)
+                value = exp(source.load(n, r=r, c=c) - emit.splat(top, n), n)
+                target.store(value, n, r=r, c=c)
                 return value
 
             total = row_loop.fold(power, lambda a, b: a + b, 0.0)
             factor = T.bind(T.float32(1) / total)
             row_loop.each(
                 lambda n, c: target.store(
-                    target.load(n, c=c, **row) * emit.splat(factor, n), n, c=c, **row
+                    target.load(n, r=r, c=c) * emit.splat(factor, n), n, r=r, c=c
                 )
             )
 
@@ -82,23 +83,24 @@ def normalise(
     tensors.append(Tensor("y", axes, shape))
 
     def body(arguments: list[Argument], size: Callable[[Size], Expr]) -> None:
-        source, target = arguments[0], arguments[-1]
+        row_loop = _Rows([size(s) for s in shape], lanes, _tasks(shape, tasks))
+        ends = (arguments[0], arguments[-1])
+        source, target = (in_rows(a, row_loop.count, row_loop.width) for a in ends)
         gamma = arguments[1] if scaled else None
         beta = arguments[-2] if shifted else None
-        row_loop = _Rows([size(s) for s in shape], lanes, _tasks(shape, tasks))
         count = T.cast(T.int64(size(width)), "float32")
 
         def add(a: Expr, b: Expr) -> Expr:
             return a + b
 
-        def one(row: dict[str, Expr]) -> None:
+        def one(r: Expr) -> None:
             mean = T.float32(0)
             if centred:
-                total = row_loop.fold(lambda n, c: source.load(n, c=c, **row), add, 0.0)
+                total = row_loop.fold(lambda n, c: source.load(n, r=r, c=c), add, 0.0)
                 mean = T.bind(total / count)
 
             def square(n: int, c: Expr) -> Expr:
-                value = source.load(n, c=c, **row)
+                value = source.load(n, r=r, c=c)
                 distance = T.bind(value - emit.splat(mean, n)) if centred else T.bind(value)
                 return distance * distance
 
@@ -106,12 +108,12 @@ def normalise(
             factor = T.bind(T.float32(1) / T.sqrt(variance + T.float32(epsilon)))
 
             def finish(n: int, c: Expr) -> None:
-                value = source.load(n, c=c, **row)
+                value = source.load(n, r=r, c=c)
                 value = value - emit.splat(mean, n) if centred else value
                 value = value * emit.splat(factor, n)
                 value = value * gamma.load(n, c=c) if gamma else value
                 value = value + beta.load(n, c=c) if beta else value
-                target.store(value, n, c=c, **row)
+                target.store(value, n, r=r, c=c)
 
             row_loop.each(finish)
 
@@ -129,29 +131,22 @@ class _Rows:
     """Loops over rows and, inside one row, over vectors and the scalars behind them."""
 
     def __init__(self, shape: list[Expr], lanes: int, tasks: int) -> None:
-        *self.leading, self.width = shape
+        *leading, self.width = shape
+        self.count = math.prod(leading)
         self.lanes, self.tasks = lanes, tasks
         if isinstance(self.width, int):
             while self.lanes > max(1, self.width):
                 self.lanes //= 2
         self.partial: Buffer = None
 
-    def emit(self, one: Callable[[dict[str, Expr]], None]) -> None:
-        """Emit ``one(row)`` for every row; a row is its index by leading axis."""
-        rows = T.int64(1)
-        for size in self.leading:
-            rows = rows * size
+    def emit(self, one: Callable[[Expr], None]) -> None:
+        """Emit ``one(r)`` for every row."""
 
         def task(p: Expr) -> None:
-            first, last = emit.share(rows, p, self.tasks)
+            first, last = emit.share(T.int64(self.count), p, self.tasks)
             with T.serial(first, last) as r, emit.opaque():
                 self.partial = emit.accumulators(1, 2 * self.lanes)[0]
-                where, rest = {}, r
-                pairs = list(zip(_LEADING, self.leading, strict=False))
-                for axis, size in reversed(pairs):
-                    where[axis] = T.bind(T.floormod(rest, T.int64(size)))
-                    rest = T.floordiv(rest, T.int64(size))
-                one(where)
+                one(r)
 
         emit.parallel_tasks(self.tasks, task)
 

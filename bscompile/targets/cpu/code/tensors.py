@@ -92,6 +92,13 @@ def function(
         return builder.get().without_attr("global_symbol")
 
 
+def in_rows(argument: Argument, rows: Expr, width: Expr) -> Argument:
+    """The same memory as [rows, width], its axes called r and c."""
+    tensor = Tensor(argument.tensor.name, "rc", ("rows", "width"))  # of any size: never just 0
+    buffer = T.decl_buffer((T.int64(rows), T.int64(width)), "float32", data=argument.buffer.data)
+    return Argument(tensor, buffer)
+
+
 def rounded_up(value: Expr, step: int) -> Expr:
     """The next multiple of ``step``."""
     if isinstance(value, int):
