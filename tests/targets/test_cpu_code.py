@@ -85,6 +85,44 @@ def test_a_fully_masked_row_is_uniform():
     assert_equal_to_onnxruntime(proto, feeds)
 
 
+def test_weights_that_are_nan_count_as_nothing_where_the_graph_says_so():
+    proto = model("""g (float[b,2,s,8] q, float[b,2,t,8] k, float[b,2,t,8] v, float[b,1,s,t] mask)
+        => (float[b,2,s,8] y) {
+        turned = Transpose<perm: ints = [0, 1, 3, 2]>(k)
+        raw = MatMul(q, turned)  m = Add(raw, mask)  p = Softmax(m)  none = IsNaN(p)
+        zero = Constant<value_float: float = 0.0>()
+        w = Where(none, zero, p)  y = MatMul(w, v) }""")
+    feeds = []
+    for b, s, t in [(2, 9, 33), (1, 2, 5), (1, 1, 1)]:
+        mask = np.zeros((b, 1, s, t), np.float32)
+        mask[0, 0, 0] = -np.inf  # no key is left for this query
+        shapes = {"q": s, "k": t, "v": t}
+        feeds.append({n: normal(b, 2, size, 8) for n, size in shapes.items()} | {"mask": mask})
+    compiled = assert_equal_to_onnxruntime(proto, *feeds)
+    assert "attention" in functions(compiled)
+    assert "softmax" not in functions(compiled)
+
+
+def test_keys_that_are_turned_behind_merged_heads():
+    proto = model("""g (float[b,2,s,8] q, float[b,2,t,8] k, float[b,2,t,8] v)
+        => (float[b,2,s,8] y) {
+        all = Shape(k)  one = Constant<value_ints: ints = [1]>()
+        two = Constant<value_ints: ints = [2]>()  four = Constant<value_ints: ints = [4]>()
+        three = Constant<value_ints: ints = [3]>()  nothing = Constant<value_ints: ints = [0]>()
+        rest = Constant<value_ints: ints = [-1]>()
+        lead = Slice(all, nothing, two)  t = Slice(all, two, three)  d = Slice(all, three, four)
+        flat = Concat<axis: int = 0>(rest, t, d)  merged = Reshape(k, flat)
+        turned = Transpose<perm: ints = [0, 2, 1]>(merged)
+        back = Concat<axis: int = 0>(lead, d, t)  columns = Reshape(turned, back)
+        s = MatMul(q, columns)  p = Softmax(s)  y = MatMul(p, v) }""")
+    feeds = [
+        {n: normal(b, 2, size, 8) for n, size in {"q": s, "k": t, "v": t}.items()}
+        for b, s, t in [(2, 9, 33), (1, 1, 1)]
+    ]
+    compiled = assert_equal_to_onnxruntime(proto, *feeds)
+    assert "attention" in functions(compiled)
+
+
 @pytest.mark.parametrize("width", [1, 3, 15, 16, 17, 33, 197])
 def test_softmax_of_odd_widths(width):
     proto = model(f"g (float[3,4,{width}] x) => (float[3,4,{width}] y) {{ y = Softmax(x) }}")

@@ -1,5 +1,7 @@
 """softmax(scale · Q Kᵀ + mask) V becomes one call of the generated function.
 
+Where the graph replaces NaN among the weights by 0, as torch does for queries that the mask
+leaves no key, the function does as well.
 Transposes of Q, K, V and of the result are read as storage orders and fall away. Anything that
 is not surely this pattern on float32 [batch, head, ...] or [head, ...] is left alone: scores
 with other readers, masks whose sizes are not surely those of the scores.
@@ -26,7 +28,7 @@ def FuseAttention(generate: Callable[..., Any]) -> Any:  # noqa: N802  # a pass,
     """The pass that replaces every attention of a module.
 
     Args:
-        generate: (q, k, v, mask or None, out, scale=) -> the function, with tensors as
+        generate: (q, k, v, mask or None, out, scale=, drop_nan=) -> the function, with tensors as
             code/tensors.py describes them; None leaves the operators as they are.
     """
 
@@ -52,6 +54,7 @@ def FuseAttention(generate: Callable[..., Any]) -> Any:  # noqa: N802  # a pass,
             None if found.mask is None else found.mask.tensor,
             out.tensor,
             scale=found.scale,
+            drop_nan=found.drop_nan,
         )
         if function is None:
             return None
@@ -78,6 +81,7 @@ class _Attention:
     v: Operand
     mask: Operand | None
     scale: float
+    drop_nan: bool
     letters: str
 
 
@@ -86,7 +90,8 @@ def _find(graph: Graph, var: Any) -> _Attention | None:
     if outer is None or var.ty.ndim not in (3, 4):
         return None
     weights, values = outer.args
-    softmax = graph.call(weights, "relax.nn.softmax")
+    guarded = _guarded(graph, weights)
+    softmax = graph.call(weights if guarded is None else guarded, "relax.nn.softmax")
     rank = var.ty.ndim
     if softmax is None or graph.uses[weights] != 1:
         return None
@@ -112,8 +117,21 @@ def _find(graph: Graph, var: Any) -> _Attention | None:
         if not 0 < addend.ty.ndim <= rank:
             return None  # one number for all scores, or a mask that makes y larger than q
         mask = operand("mask", addend, (heads + "st")[-addend.ty.ndim :])
-    found = _Attention(q, k, v, mask, scale * q_scale * k_scale, heads + "se")
+    factor = scale * q_scale * k_scale
+    found = _Attention(q, k, v, mask, factor, guarded is not None, heads + "se")
     return found if _fits(found) else None
+
+
+def _guarded(graph: Graph, weights: Any) -> Any:
+    """P where ``weights`` = where(isnan(p), 0, p) and nothing else reads p, else None."""
+    where = graph.call(weights, "relax.where")
+    if where is None:
+        return None
+    condition, zero, p = where.args
+    test = graph.call(condition, "relax.isnan")
+    if test is None or not test.args[0].same_as(p) or scalar(zero) != 0:
+        return None
+    return p if graph.uses[condition] == 1 and graph.uses[p] == 2 else None
 
 
 def _scores(graph: Graph, expr: Any) -> tuple[Any, Any, float]:

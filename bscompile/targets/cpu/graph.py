@@ -49,12 +49,37 @@ class Graph:
     def through_transposes(self, expr: Any) -> tuple[Any, list[int]]:
         """(source, perm): ``expr`` = permute_dims(source, perm), over any chain of them."""
         perm = list(range(expr.ty.ndim))
-        while (call := self.call(expr, "relax.permute_dims")) is not None:
-            step = call.attrs.axes
-            order = [int(a) for a in step] if step is not None else perm[::-1]
+        while (step := self._transpose(expr)) is not None:
+            expr, order = step
             perm = [order[p] for p in perm]
-            expr = call.args[0]
         return expr, perm
+
+    def _transpose(self, expr: Any) -> tuple[Any, list[int]] | None:
+        """(x, order) where ``expr`` = permute_dims(x, order), in one of two spellings."""
+        call = self.call(expr, "relax.permute_dims")
+        if call is not None:
+            order = call.attrs.axes
+            rank = expr.ty.ndim
+            return call.args[0], (
+                list(range(rank))[::-1] if order is None else [int(a) for a in order]
+            )
+        # With the leading axes merged before and cut again after it: how torch writes Kᵀ where
+        # the batch is symbolic.
+        cut = self.call(expr, "relax.reshape")
+        turn = None if cut is None else self.call(cut.args[0], "relax.permute_dims")
+        merge = None if turn is None else self.call(turn.args[0], "relax.reshape")
+        if turn is None or merge is None or turn.attrs.axes is None:
+            return None
+        order, source = [int(a) for a in turn.attrs.axes], merge.args[0]
+        kept = len(order) - 1  # axes behind the merged ones
+        lead = source.ty.ndim - kept
+        if order[0] != 0 or lead < 1 or expr.ty.ndim != source.ty.ndim or kept < 1:
+            return None
+        before, after, middle = sizes(source), sizes(expr), sizes(turn.args[0])
+        if before[lead:] != middle[1:] or after[:lead] != before[:lead]:
+            return None
+        whole = list(range(lead)) + [lead - 1 + a for a in order[1:]]
+        return (source, whole) if after == tuple(before[a] for a in whole) else None
 
 
 @dataclass(frozen=True, eq=False)

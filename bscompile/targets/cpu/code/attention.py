@@ -47,6 +47,7 @@ def generate(
     out: Tensor,
     *,
     scale: float,
+    drop_nan: bool = False,
     lanes: int,
     tasks: int,
 ) -> Any:
@@ -59,16 +60,18 @@ def generate(
         mask: Axes b h s t, t last; an axis of size one is shared. None adds nothing.
         out: Axes b h s e, e last.
         scale: Factor of Q Kᵀ.
+        drop_nan: Weights that are NaN count as 0.
         lanes: Elements of one vector.
         tasks: Parallel tasks.
     """
     tensors = [t for t in (q, k, v, mask, out) if t is not None]
+    masked = mask is not None
 
     def body(arguments: list[Argument], size: Callable[[Size], Expr]) -> None:
         emit.for_row_tiles(
             size(q.size("s")),
             (8, 2) if lanes >= 16 else (6, 2),
-            lambda rows: _Nest(arguments, size, mask is not None, scale, lanes, rows).emit(tasks),
+            lambda rows: _Nest(arguments, size, masked, scale, drop_nan, lanes, rows).emit(tasks),
         )
 
     return function("attention", tensors, body)
@@ -83,6 +86,7 @@ class _Nest:
         size: Callable[[Size], Expr],
         masked: bool,
         scale: float,
+        drop_nan: bool,
         lanes: int,
         rows: int,
     ) -> None:
@@ -93,7 +97,7 @@ class _Nest:
         self.batch, self.heads, self.queries = (size(q.size(a)) for a in "bhs")
         self.keys = size(k.size("t"))
         self.inner, self.outer = int(q.size("d")), int(v.size("e"))
-        self.scale, self.lanes, self.rows = scale, lanes, rows
+        self.scale, self.drop_nan, self.lanes, self.rows = scale, drop_nan, lanes, rows
         self.padded = rounded_up(self.keys, VECTORS * lanes)
 
     def emit(self, tasks: int) -> None:
@@ -194,6 +198,12 @@ class _Nest:
             for r, acc in zip(queries, partial, strict=True):
                 whole = across(acc, lanes, lambda a, b: a + b)
                 T.buffer_store(totals, T.float32(1) / whole, [r])
+                if self.drop_nan:
+                    with T.If(T.isnan(whole)), T.Then():  # one NaN makes a row of them
+                        T.buffer_store(totals, T.float32(1), [r])
+                        with T.serial(0, vectors) as i:
+                            zero = emit.constant(0.0, lanes)
+                            emit.store(scores, zero, r, i * lanes, lanes=lanes)
 
     def _add_mask(self, scores: Buffer, queries: list[Expr], where: list[dict[str, Expr]]) -> None:
         assert self.mask is not None

@@ -59,6 +59,7 @@ def generate(
     out: Tensor,
     *,
     scale: float,
+    drop_nan: bool = False,
     multiplied: str,
     shared_bytes: int,
 ) -> Any:
@@ -71,9 +72,12 @@ def generate(
         mask: Axes b h s t; an axis of size one is shared. None adds nothing.
         out: Axes b h s e.
         scale: Factor of Q Kᵀ.
+        drop_nan: Weights that are NaN count as 0; gives None, since an online sum meets them late.
         multiplied: ``float32`` for CUDA cores, ``float16`` or ``bfloat16`` for tensor cores.
         shared_bytes: That a thread block may use.
     """
+    if drop_nan:
+        return None
     sides = int(q.size("d")), int(v.size("e"))
     kind = CudaCores if multiplied == "float32" else TensorCores
     cores = kind(*sides, scale, multiplied, masked=mask is not None)
