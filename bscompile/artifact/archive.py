@@ -227,7 +227,8 @@ def _read(file: IO[bytes], size: int, with_weights: bool) -> Artifact:
     try:
         archive = zipfile.ZipFile(file)
     except _BROKEN_ZIP as error:
-        raise ArtifactError(f"not an artifact, {_reason(error)}") from error
+        hint = "bscompile build makes one; or it was cut short, then copy it again"
+        raise ArtifactError(f"not an artifact, {_reason(error)}", hint) from error
     entries = _entries(archive, size)
     manifest = Manifest.from_json(_read_manifest(archive, entries))
     _compare_with_manifest(entries, manifest)

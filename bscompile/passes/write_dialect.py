@@ -6,6 +6,8 @@ are unique, nodes are in order, and onnx's checker agrees.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,8 @@ def _remove_unused_initializers(graph: ir.Graph) -> None:
 def save_copy(model: ir.Model, path: Path) -> None:
     """Save the model as it stands, with its functions; the model itself stays as it is.
 
+    It appears only when it is complete, its large tensors in a file beside it before that.
+
     Raises:
         StorageError: the file cannot be written.
     """
@@ -70,6 +74,9 @@ def save_copy(model: ir.Model, path: Path) -> None:
     data = f"{path.name}.data" if nbytes > _INLINE_BYTES else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ir.save(copy, path, external_data=data)
+        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as staged:
+            ir.save(copy, Path(staged) / path.name, external_data=data)
+            for name in filter(None, (data, path.name)):
+                os.replace(Path(staged) / name, path.with_name(name))
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from None

@@ -82,6 +82,28 @@ def test_a_saved_copy_runs_and_the_model_stays_as_it_was(tmp_path):
     assert_close(got, run_ort(proto, {"x": x})[0], np.float32, 8)
 
 
+def test_a_copy_that_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
+    def save(model, path, external_data):
+        path.write_bytes(b"the disk is full after this")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bscompile.passes.write_dialect.ir.save", save)
+    model = load_model(model_from(TEXT, {"w": dense(8, 8)}))
+    with pytest.raises(StorageError, match="No space left"):
+        save_copy(model, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_with_large_tensors_has_them_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("bscompile.passes.write_dialect._INLINE_BYTES", 100)
+    model = load_model(model_from(TEXT, {"w": dense(8, 8)}))
+    save_copy(model, tmp_path / "m.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    x = dense(3, 8)
+    got = ort.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x})[0]
+    assert_close(got, run_ort(load_model(tmp_path / "m.onnx"), {"x": x})[0], np.float32, 8)
+
+
 def test_a_copy_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     model = load_model(model_from(TEXT, {"w": dense(8, 8)}))
