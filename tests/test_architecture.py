@@ -16,7 +16,7 @@ FLOORS = [
     ("errors",),
     ("files",),
     ("artifact", "devices"),
-    ("formats",),
+    ("formats", "sizes"),
     ("dialect",),
     ("passes", "importer"),
     ("targets",),

@@ -5,6 +5,7 @@ skeleton.py   weights aside (tensors.py; external_data.py maps those beside the 
 checks.py     structure, names, NaN       order.py   topological order, cycles
 dimensions.py lengths for symbolic dimensions
 normalise.py  onnx's checker, inliner, version converter, shape inference on the skeleton
+name_dimensions.py  symbolic sizes by what they are; target_shapes.py has the rules
 spell_out.py  operators that ONNX defines by functions and no target has a kernel for
 attach.py     the onnx_ir model with its weights again
 """

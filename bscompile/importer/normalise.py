@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from bscompile.dialect import DOMAIN
 from bscompile.errors import ModelError
+from bscompile.importer.name_dimensions import name_dimensions
 from bscompile.importer.skeleton import Tensors
 from bscompile.importer.spell_out import spell_out
 from bscompile.importer.text import one_line
@@ -64,7 +65,9 @@ def normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
             ) from None
     skeleton = _infer_shapes(skeleton)
     spelled = spell_out(skeleton)
-    return skeleton if spelled is None else _infer_shapes(spelled)
+    skeleton = skeleton if spelled is None else _infer_shapes(spelled)
+    name_dimensions(skeleton)
+    return skeleton
 
 
 def _infer_shapes(skeleton: onnx.ModelProto) -> onnx.ModelProto:

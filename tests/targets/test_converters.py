@@ -83,6 +83,22 @@ def test_power_of_two_dtypes():
     assert_equal_to_onnxruntime(model(text), feeds)
 
 
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 4.0, 5.0, 6.0, 0.5, -1.0])
+def test_power_by_a_constant(exponent):
+    text = f"""g (float[n, 4] x) => (float[n, 4] y) {{
+        e = Constant<value_float: float = {exponent}>()  a = Abs(x)  y = Pow(a, e) }}"""
+    assert_equal_to_onnxruntime(model(text), {"x": X})
+
+
+def test_what_cannot_be_compiled_is_one_line(tmp_path, capfd):
+    """TVM's builder warned on stderr when an error left it in the middle of a function."""
+    proto = model("""g (float[n, 4] x, int64[1] k, int64[1] l) => (float[m, 4] y) {
+        r = Relu(x)  y = Slice(r, k, l) }""")
+    with pytest.raises(ModelError):
+        built(proto, tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_is_inf_of_one_sign():
     text = """g (float[n, 4] x) => (bool[n, 4] a, bool[n, 4] b) {
         a = IsInf<detect_negative = 0>(x)

@@ -10,7 +10,8 @@ scalars) are embedded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +22,11 @@ from tvm import relax, tirx
 
 from bscompile.errors import BscompileError, ModelError
 from bscompile.passes.graph import static_shape
+from bscompile.sizes import Known, evaluate, known, simplified
 from bscompile.targets.base import TargetContext
 from bscompile.targets.lowering.limits import parameter_limit
 from bscompile.targets.lowering.lowered import Lowered, TensorSpec
-from bscompile.targets.lowering.shape_values import Known, evaluate, known, plain
+from bscompile.targets.lowering.shape_values import TIR, plain
 
 Array = npt.NDArray[Any]
 
@@ -112,7 +114,7 @@ class Importer:
             self._exprs[value] = self._input_variable(value)
             self.parameters.append(self._exprs[value])
         # The builder keeps this very list, so parameters may still be added during the walk.
-        with self.bb.function("main", params=self.parameters):
+        with self.bb.function("main", params=self.parameters), self._tidy():
             with self.bb.dataflow():
                 for node in graph:
                     self._convert(node)
@@ -129,6 +131,15 @@ class Importer:
             tuple(_spec(v, self._exprs[v]) for v in data_inputs),
             tuple(_spec(v, e) for v, e in zip(graph.outputs, results, strict=True)),
         )
+
+    @contextmanager
+    def _tidy(self) -> Iterator[None]:
+        """End the builder's open block where an error ends the walk: it would complain aloud."""
+        try:
+            yield
+        except BaseException:
+            self.bb._end_block()
+            raise
 
     def parameter(self, name: str, array: Array) -> relax.Var:
         """A new parameter of ``main`` that is called with ``array``."""
@@ -242,7 +253,7 @@ class Importer:
             inputs = [None if v is None else self.known(v) for v in node.inputs]
             if any(k is None and v is not None for k, v in zip(inputs, node.inputs, strict=True)):
                 return False
-            results = evaluate(node.op_type, inputs, view.attributes)
+            results = evaluate(node.op_type, inputs, view.attributes, TIR)
         if results is None:
             return False
         for value, result in zip(node.outputs, results, strict=False):
@@ -304,7 +315,7 @@ def _shape_of(view: NodeView) -> tuple[Known, ...] | None:
         picked = np.empty(len(sizes[window]), dtype=object)
         picked[:] = sizes[window]
         result = known(picked, "int64")
-    return None if result is None else (result,)
+    return None if result is None else (simplified(result, TIR),)
 
 
 def _is_empty(value: ir.Value) -> bool:

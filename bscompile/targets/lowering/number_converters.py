@@ -14,6 +14,9 @@ from bscompile.targets.lowering.shape_converters import shape_of
 if TYPE_CHECKING:
     from bscompile.targets.lowering.importer import NodeView
 
+#: Exponents for which a product is as good as a power.
+_FACTORS = (2, 3, 4, 5)
+
 
 def _dtype(expr: Any) -> str:
     return str(expr.ty.dtype)
@@ -71,11 +74,21 @@ def rms_normalization(view: NodeView) -> Any:
     return relax.op.multiply(_cast(bb, y, kept), _cast(bb, scale, kept))
 
 
+def _repeated(bb: relax.BlockBuilder, x: Any, times: int) -> Any:
+    """A power to a whole number: products stay in vectors, pow is a call per element."""
+    half = x if times < 4 else bb.emit(_repeated(bb, x, times // 2))
+    square = relax.op.multiply(half, half)
+    return relax.op.multiply(bb.emit(square), x) if times % 2 else square
+
+
 def power(view: NodeView) -> Any:
     """Pow of two dtypes; the result has the base's."""
     bb, base, exponent = view.bb, view.expr(0), view.expr(1)
     dtype = _dtype(base)
     if dtype.startswith("float"):
+        times = view.known(1)
+        if times is not None and times.array.ndim == 0 and times.numpy() in _FACTORS:
+            return _repeated(bb, base, int(times.numpy()))
         return relax.op.power(base, _cast(bb, exponent, dtype))
     if dtype.endswith("64"):
         raise ValueError("powers of 64-bit integers are not exact")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax, sym, te, tirx
 
-from bscompile.targets.lowering.shape_values import UncertainError, certain, plain
+from bscompile.sizes import UncertainError
+from bscompile.targets.lowering.shape_values import TIR, plain
 
 if TYPE_CHECKING:
     from bscompile.targets.lowering.importer import NodeView
@@ -266,10 +267,10 @@ def _position(value: Any, size: Any, step: int, is_end: bool = False) -> Any:
     if step < 0 and is_end and isinstance(value, int) and value < -(2**31):
         return tirx.const(-1, "int64")
     try:
-        if not certain(tirx.GE, value, 0):
+        if not TIR.certain(">=", value, 0):
             value = simplify(_int64(value) + size)
-        if not certain(tirx.GE, value, low):
+        if not TIR.certain(">=", value, low):
             return tirx.const(low, "int64")
-        return high if certain(tirx.GE, value, high) else simplify(value)
+        return high if TIR.certain(">=", value, high) else simplify(value)
     except UncertainError:
         return simplify(value)
