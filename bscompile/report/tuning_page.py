@@ -31,7 +31,9 @@ section { background: var(--card); border-radius: 8px; padding: 16px 20px; margi
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
   gap: 8px 24px; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
-svg text.note { fill: var(--ink); } svg.map { max-width: 100%; border: 1px solid var(--line);
+svg text.note { fill: var(--ink);
+  paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+svg.map { max-width: 100%; border: 1px solid var(--line);
   fill: var(--sparse); }
 .grid { stroke: var(--line); stroke-width: 1; } .axis { stroke: var(--soft); fill: none; }
 .line { fill: none; stroke-width: 2; } .band { fill: var(--band); }
@@ -116,8 +118,8 @@ def _section(number: int, layer: LayerSummary, hardware: HardwareSpec) -> str:
     failed = {status: n for status, n in layer.statuses.items() if status != "ok"}
     troubles = "".join(f", {n} {status}" for status, n in failed.items())
     head = (
-        f'<section id="layer{number}"><h2>{escape(layer.name)}</h2>'
-        f"<p>{sides(layer.shape)}, {layer.rows} rows. Runs as {escape(layer.config or '?')}. "
+        f'<section id="layer{number}"><h2>{escape(layer.name)}, {layer.rows} rows</h2>'
+        f"<p>{sides(layer.shape)}. Runs as {escape(layer.config or '?')}. "
         f"{sum(layer.statuses.values())} candidates measured{troubles}.</p>"
     )
     if not layer.curve:
@@ -174,7 +176,7 @@ def _curve(layer: LayerSummary) -> str:
         if p.label == layer.winner:
             x, y = plot.at(place[p.block], p.seconds * 1e6)
             room_below = y + 24 < plot.at(0, plot.y.low)[1]
-            plot.text(x, y + (18 if room_below else -9), "chosen", "middle", "note")
+            plot.text(x, y + (19 if room_below else -10), "chosen", "middle", "note")
     if layer.trained_block in place:
         plot.band(place[layer.trained_block], "trained block")
     return plot.svg(f"latency of {layer.name} by execution block")
@@ -220,7 +222,11 @@ def _roofline(layer: LayerSummary, hardware: HardwareSpec) -> str:
         bend = min(max(peak / rate, x.low), x.high)
         plot.line([(x.low, min(rate * x.low, peak)), (bend, peak), (x.high, peak)], "limit")
         px, py = plot.at(bend, peak)
-        plot.text(px + 8, py + 14, f"{name}, {quantity(rate * 1e9)}B/s")
+        words = f"{name}, {quantity(rate * 1e9)}B/s"
+        if px < 0.7 * plot.width:
+            plot.text(px + 8, py + 14, words)
+        else:  # under the roof's end, left of the slope's
+            plot.text(px - 14, py + 14, words, "end")
     px, py = plot.at(x.high, peak)
     plot.text(px, py - 5, f"peak {peak:.0f} GFLOP/s", "end")
     for point, intensity, rate in reached:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -26,11 +27,17 @@ from tvm import rpc
 from tvm.rpc.tracker import Tracker
 if __name__ == "__main__":
     tracker = Tracker(host="127.0.0.1", port=19190, port_end=19290)
-    server = rpc.Server(
-        host="127.0.0.1", port=19300, port_end=19400, key="board",
-        tracker_addr=("127.0.0.1", tracker.port),
-    )
+    servers = [
+        rpc.Server(
+            host="127.0.0.1", port=19300, port_end=19400, key=key,
+            tracker_addr=("127.0.0.1", tracker.port),
+        )
+        for key in ("board", "board")
+    ]
     print(tracker.port, flush=True)
+    sys.stdin.readline()
+    servers[-1].terminate()
+    print("one less", flush=True)
     sys.stdin.read()
 """
 
@@ -45,11 +52,14 @@ def test_the_tracker_is_named_by_host_and_port():
         parse_tracker("host:1", None)
 
 
-@pytest.fixture
-def tracker(tmp_path):
-    """A tracker with one device, in processes of their own; its port."""
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """(process, port) of a tracker with two devices.
+
+    The process ends one of them after a line of input.
+    """
     pytest.importorskip("tornado")
-    script = tmp_path / "servers.py"
+    script = tmp_path_factory.mktemp("rpc") / "servers.py"
     script.write_text(_SERVERS)
     process = subprocess.Popen(
         [sys.executable, str(script)],
@@ -60,12 +70,17 @@ def tracker(tmp_path):
         start_new_session=True,
     )
     try:
-        yield int(process.stdout.readline())
+        yield process, int(process.stdout.readline())
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its workers would outlive it
         process.wait()
         process.stdin.close()
         process.stdout.close()
+
+
+@pytest.fixture
+def tracker(processes):
+    return processes[1]
 
 
 @pytest.mark.slow
@@ -87,6 +102,46 @@ def test_candidates_are_measured_on_the_device(tracker):
         assert [r.status for r in results] == [OK, OK], results
     finally:
         measurer.close()
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_work_and_one_may_die(processes):
+    process, port = processes
+    layer = layer_of(block_sparse(), targets.resolve("cpu", threads=1))
+    runner, database = RpcRunner("127.0.0.1", port, "board"), Database()
+    free, over = [], threading.Event()
+
+    def look():
+        from tvm import rpc
+
+        tracker = rpc.connect_tracker("127.0.0.1", port)
+        while not over.wait(0.02):
+            free.append(int(tracker.summary()["queue_info"]["board"]["free"]))
+
+    def watch(progress):
+        if progress.trial == 4:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "one less\n"
+            free.append(-1)
+
+    onlooker = threading.Thread(target=look)
+    onlooker.start()
+    try:
+        options = TuneOptions(trials=8, jobs=2, runner=runner)
+        (outcome,) = tune_layers([layer], database, options, watch)
+    finally:
+        over.set()
+        onlooker.join()
+    while_two = free[: free.index(-1)]
+    assert max(while_two) == 2
+    assert min(while_two) == 0  # both were lent at once
+    statuses = [record.status for record in database if not record.final]
+    assert len(statuses) == 8
+    assert statuses[:4] == [OK] * 4
+    assert statuses.count(OK) >= 6  # at most what the dead device was measuring is lost
+    failed = {record.variant for record in database if record.status != OK}
+    assert outcome.best.winner.variant not in failed
 
 
 def test_a_tracker_that_is_not_there_is_named():

@@ -129,5 +129,9 @@ def read_rate(hardware: HardwareSpec, held: float, tasks: float) -> float:
 
 
 def task_counts(hardware: HardwareSpec) -> tuple[int, ...]:
-    """How many tasks are worth trying."""
-    return (hardware.cores, 1) if hardware.cores > 1 else (1,)
+    """How many tasks are worth trying: all cores, and fewer, since small layers scale less."""
+    counts, tasks = [], hardware.cores
+    while tasks > 1:
+        counts.append(tasks)
+        tasks //= 4
+    return (*counts, 1)
