@@ -65,7 +65,7 @@ def cases(rng, dense):
     from bscompile.formats import BlockSparseMatrix, KroneckerSum
 
     yield "dense", *dense, 2 * INNER * OUTER
-    for side in (16, 8, 4, 32):
+    for side in (16, 8, 4, 2, 32):
         for density in (0.05, 0.1, 0.2, 0.5):
             pair = []
             for weight in dense:

@@ -97,12 +97,17 @@ def read_weights(source: Source, size: int) -> dict[str, Array]:
     header.pop("__metadata__", None)
     weights, offset = {}, 0
     entries = [(_entry(place, name, value), name) for name, value in header.items()]
+    # One piece for all: large enough for huge pages, which numpy asks for. A product with one
+    # row of x that reads its weights from memory is half as fast again with them.
+    room = empty_aligned((size + ALIGNMENT * len(entries),), np.uint8)
+    taken = 0
     for (start, end, dtype, shape), name in sorted(entries):
         if start != offset or end > size - 8 - length:
             raise ArtifactError(f"{place}: {name!r}: its bytes overlap, leave a gap or overrun")
-        array = empty_aligned(shape, dtype)
+        array = room[taken : taken + end - start].view(dtype).reshape(shape)
         _fill(source, array)
         weights[name], offset = array, end
+        taken += -(-(end - start) // ALIGNMENT) * ALIGNMENT
     if offset != size - 8 - length:
         raise ArtifactError(f"{place}: {size - 8 - length - offset} bytes belong to no weight")
     return weights

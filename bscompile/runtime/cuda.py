@@ -90,7 +90,7 @@ class CudaMachine(VirtualMachine):
         _functions()["wait"](_device(_CUDA), 0)
         return super()._since(mark)
 
-    def _collect(self, results: Any, inputs: Sequence[Array]) -> list[Array]:
+    def _collect(self, results: Any, inputs: Sequence[Any]) -> list[Array]:
         """The outputs, copied back; that waits until they are computed."""
         outputs = self._manifest.outputs
         many = [results] if hasattr(results, "__dlpack__") else list(results)

@@ -41,7 +41,8 @@ class VirtualMachine(Executor):
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Call main; contiguous, aligned inputs are used without a copy."""
-        return self._collect(self._call([self._tensor(array) for array in inputs]), inputs)
+        tensors = [self._tensor(array) for array in inputs]
+        return self._collect(self._call(tensors), tensors)
 
     def _call(self, tensors: list[Any]) -> Any:
         tvm_library.use_threads(self._threads)
@@ -111,33 +112,35 @@ class VirtualMachine(Executor):
                     widened = empty_aligned(array.shape, param.used)
                     widened[...] = array
                     array = widened
-                self._param_addresses.add(_address(array))
                 loaded[key] = self._tensor(array)
+                self._param_addresses.add(loaded[key].data_ptr())
         return [loaded[param.name, param.used] for param in self._manifest.params]
 
     def _tensor(self, array: Array) -> Any:
         """The array for TVM: without a copy where it is contiguous, aligned and writable."""
         flags = array.flags
-        plain = flags.c_contiguous and flags.writeable and array.dtype.isnative
-        if not plain or _address(array) % ALIGNMENT:
-            aligned = empty_aligned(array.shape, array.dtype.newbyteorder("="))
-            aligned[...] = array
-            array = aligned
-        return self._ffi.from_dlpack(array if array.size else _with_strides(array))
+        if flags.c_contiguous and flags.writeable and array.dtype.isnative and array.size:
+            tensor = self._ffi.from_dlpack(array)
+            # Asking numpy for the address would take longer than all the rest.
+            if tensor.data_ptr() % ALIGNMENT == 0:
+                return tensor
+        aligned = empty_aligned(array.shape, array.dtype.newbyteorder("="))
+        aligned[...] = array
+        return self._ffi.from_dlpack(aligned if array.size else _with_strides(aligned))
 
     # ------------------------------------------------------------ out of TVM
 
-    def _collect(self, results: Any, inputs: Sequence[Array]) -> list[Array]:
+    def _collect(self, results: Any, inputs: Sequence[Any]) -> list[Array]:
         """The outputs as arrays; copied where the memory belongs to somebody else."""
         outputs = self._manifest.outputs
         many = results if len(outputs) != 1 or _is_sequence(results) else [results]
         if len(many) != len(outputs):
             raise ArtifactError(f"its code returned {len(many)} outputs, not {len(outputs)}")
         arrays = []
-        taken = {_address(array) for array in inputs}
+        taken = {tensor.data_ptr() for tensor in inputs}
         for result in many:
             array = np.from_dlpack(result)
-            address = _address(array)
+            address = result.data_ptr()
             if address in taken or address in self._param_addresses:
                 array = array.copy()
             taken.add(address)
@@ -154,12 +157,6 @@ def _with_strides(array: Array) -> Array:
     for length in array.shape[:0:-1]:
         sizes.append(sizes[-1] * length)
     return np.lib.stride_tricks.as_strided(array, array.shape, sizes[::-1])
-
-
-def _address(array: Array) -> int:
-    # Half the time of array.ctypes.data, and it counts in every call.
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _is_sequence(results: Any) -> bool:

@@ -182,3 +182,21 @@ def numbers(weight):
     if isinstance(weight, KroneckerSum):
         return weight.a
     return weight.values if isinstance(weight, BlockSparseMatrix) else weight
+
+
+@pytest.mark.parametrize("machine", MACHINES[:1])
+@pytest.mark.parametrize("form", ["dense", "block_sparse_outputs"])
+def test_weights_that_no_cache_holds_are_asked_for_ahead(machine, form, rng):
+    small, large = (
+        rng.standard_normal((outputs, 1030)).astype(np.float32) for outputs in (40, 2100)
+    )
+    texts = []
+    for dense in (small, large):
+        weight = dense if form == "dense" else BlockSparseMatrix.from_dense(dense, (16, 16))
+        op = LinearOp("layer", weight)
+        problem = problem_of(op, 1, np.dtype(np.float32))
+        template = machine.template(form)
+        config = template.space(problem, machine.hardware)[0]
+        texts.append(str(template.build(problem, weight, config, machine.hardware).prim_func))
+        check(machine, form, op, 1, rng, config)
+    assert ["llvm.prefetch" in text for text in texts] == [False, True]

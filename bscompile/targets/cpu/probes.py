@@ -99,6 +99,7 @@ def _sum(data: Buffer, out: Buffer, first: Expr, last: Expr, at: Expr, lanes: in
         for acc in sums:
             emit.store(acc, emit.constant(0.0, lanes), 0, lanes=lanes)
         with T.serial(first, last) as chunk:
+            emit.fetch_ahead(data, chunk * 256, 256)
             for i in range(256 // lanes):
                 acc = sums[i % 8]
                 value = emit.load(data, chunk * 256 + i * lanes, lanes=lanes)

@@ -63,7 +63,8 @@ class Nest:
         split: str,
         outer: str,
     ) -> None:
-        _, self._bw, self._bh = operands[0][1].shape
+        self._values = operands[0][1]
+        _, self._bw, self._bh = self._values.shape
         self._block_rows = len(operands[2][1]) - 1
         self._overhang = self._block_rows * self._bh - problem.n
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
@@ -109,6 +110,8 @@ class Nest:
         with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
+            if emit.comes_from_memory(self._values, args.m, rows):
+                emit.fetch_ahead(values, block * (self._bw * self._bh), self._bw * self._bh)
             loops = self._bw // UNROLL if self._bw > UNROLL else 0
             if loops:
                 with T.serial(0, T.int64(loops)) as step:

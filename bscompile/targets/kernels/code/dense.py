@@ -74,6 +74,9 @@ def generate(
                 for at, size in vectors:
                     emit.store(acc, emit.constant(0.0, size), at, lanes=size)
         with T.serial(0, T.int64(k // UNROLL)) as step:
+            if emit.comes_from_memory(operands[0][1], args.m, tile_rows):
+                at = (panel * k + step * UNROLL) * width
+                emit.fetch_ahead(weights, at, UNROLL * width)
             for u in range(UNROLL):
                 accumulate(sums[u % split], step * UNROLL + u)
         for u in range(k % UNROLL):

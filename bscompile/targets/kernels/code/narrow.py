@@ -90,8 +90,9 @@ class Nest:
         outer: str,
     ) -> None:
         self._product, self._problem = product, problem
-        self._steps = operands[0][1].shape[1]
-        self._height = operands[0][1].shape[2] // product.stored_numbers  # of a block, padded
+        self._values = operands[0][1]
+        self._steps = self._values.shape[1]
+        self._height = self._values.shape[2] // product.stored_numbers  # of a block, padded
         self._bh = min(problem.block[0], problem.n) if problem.form != "dense" else self._height
         self._block_rows = len(operands[2][1]) - 1
         self._last = problem.n - (self._block_rows - 1) * self._bh  # outputs of the last row
@@ -143,8 +144,15 @@ class Nest:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
             loops = self._steps // UNROLL if self._steps > UNROLL else 0
+            length = int(values.shape[2])
+            ahead = emit.comes_from_memory(self._values, args.m, rows)
+            if ahead and not loops:
+                emit.fetch_ahead(values, block * (self._steps * length), self._steps * length)
             if loops:
                 with T.serial(0, T.int64(loops)) as outer:
+                    if ahead:
+                        at = (block * self._steps + outer * UNROLL) * length
+                        emit.fetch_ahead(values, at, UNROLL * length)
                     for u in range(UNROLL):
                         accumulate(sums[u % chains], block, start, outer * UNROLL + u)
             for step in range(loops * UNROLL, self._steps):
