@@ -165,7 +165,8 @@ def choose(records: Iterable[TuningRecord]) -> Best | None:
     """The fastest candidate of the newest run that timed the dense form beside it.
 
     Finalists are compared with finalists. A run that was stopped before its final is judged by
-    its trials. What was ever wrong, crashed or hung is never chosen.
+    its trials, if it had come to others than the dense form that every run begins with. What was
+    ever wrong, crashed or hung is never chosen.
     """
     everything = tuple(records)
     unsafe = {record.variant for record in everything if record.status != OK}
@@ -176,7 +177,9 @@ def choose(records: Iterable[TuningRecord]) -> Best | None:
         dense = min(
             (r for r in together if r.variant.form == "dense"), key=lambda r: r.time, default=None
         )
-        if dense is None:
+        tried = {record.variant.form for record in everything if record.run == run}
+        begun = not final and tried == {"dense"} and together[0].key.problem.form != "dense"
+        if dense is None or begun:
             continue
         winner = min(together, key=lambda r: r.time)
         if winner.time > _DENSE_MARGIN * dense.time:

@@ -106,7 +106,7 @@ class LayerSearch:
         for variant in self._first_tries():
             study.enqueue_trial(parameters(variant))
         with ThreadPoolExecutor(len(self._measurers)) as pool:
-            while (left := self.trials - len(self._records)) > 0 and not self._options.expired():
+            while (left := self.trials - len(self._records)) > 0 and not self._may_stop():
                 batch = self._propose(study, min(len(self._measurers), left))
                 measured = self._measure(pool, [variant for _, variant in batch])
                 for (trial, variant), measurement in zip(batch, measured, strict=True):
@@ -116,6 +116,10 @@ class LayerSearch:
                     watch(len(self._records), self.trials, self.best)
         self._compare_finalists()
         return choose(self._database.of(self._key))
+
+    def _may_stop(self) -> bool:
+        """Whether time is up; a search that began compares two at least, or dense would win."""
+        return self._options.expired() and self._space.variants[0] in self._records
 
     def _measure(self, pool: ThreadPoolExecutor, variants: list[Variant]) -> list[Measurement]:
         """Measure candidates at once, one on each measurer; Ctrl-C ends all of them."""

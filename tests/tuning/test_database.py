@@ -200,7 +200,7 @@ def test_dense_wins_ties(key):
 def test_nothing_is_chosen_that_did_not_meet_the_dense_form(key):
     assert choose([record(key), record(key, OTHER)]) is None
     mixed = [record(key, DENSE, (2e-5,), run="1"), record(key, SPARSE, run="2")]
-    assert choose(mixed).winner.variant == DENSE
+    assert choose(mixed) is None  # each run timed one of them alone
 
 
 def test_finalists_count_before_trials_and_new_runs_before_old(key):

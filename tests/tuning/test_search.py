@@ -214,6 +214,35 @@ def test_large_layers_come_first_and_time_runs_out(context, table, monkeypatch):
     assert seen[-1].best.status == OK
 
 
+def test_a_search_without_time_still_meets_the_cost_model_s_choice(context):
+    """A layer that was only timed dense when time ran out would run dense ever after."""
+    layer = layer_of(block_sparse(), context)
+    favourite = worth_trying(all_variants(layer))[0]
+    assert favourite.form != "dense"
+
+    def answer(variant):
+        return 1e-4 if variant.form == "dense" else 1e-5
+
+    best, measurer, _ = search(layer, answer, expired=lambda: True)
+    assert [v for v, rounds in measurer.asked if rounds == 5][1:] == [favourite]
+    assert best.winner.variant == favourite
+
+
+def test_dense_alone_wins_nothing_where_the_search_was_stopped(layer):
+    count = iter(range(100))
+
+    def answer(variant):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return 1e-4
+
+    database = Database()
+    with pytest.raises(KeyboardInterrupt):
+        search(layer, answer, database)
+    assert [record.variant.form for record in database] == ["dense"]
+    assert database.best(layer.key) is None
+
+
 def test_a_failure_closes_the_measurers(context, monkeypatch):
     broken = TableMeasurer(lambda v: 1 / 0)
     monkeypatch.setattr(session, "ChildMeasurer", lambda *_: broken)
