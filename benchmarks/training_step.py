@@ -1,20 +1,23 @@
 """What a training step costs, factorized against dense: time, parameters, saved activations.
 
 MLP 1024-1024-1024-10 in fp32, AdamW; a step is forward, backward and update. Engines take turns
-in one process on one thread; the time is the process's CPU time, the least of the repeats, so that
-other work on the machine counts as little as it can. Beside it stands the FLOP count by formula:
-forward 2 * multiply-adds, a step three times that, in % of dense.
+of four steps in one process on one thread, so that each finds in the caches what it finds there in
+training; the time is the process's CPU time, the least of the repeats, so that other work on the
+machine counts as little as it can. AdamW is torch's foreach one, which is what a CPU gets soonest;
+--fused takes the fused one, which makes the dense network's update three times as cheap.
+Beside it stands the FLOP count by formula: forward 2 * multiply-adds, a step three times that, in %
+of dense.
 Memory: 16 bytes a parameter (value, gradient, two moments of Adam), and what autograd keeps for
 the backward pass besides parameters.
 
 Wanted: b=8, r<=2 at most 0.35 of dense at 64 rows and 0.7 at 1024; parameters and optimizer at
-most 10 %; saved activations at most dense's. r=4 at 1024 rows is a known loss.
+most 10 %; saved activations at most dense's. r=4 at 1024 rows is next to no gain.
 
 On a GPU the time is the wall time of a step between two synchronisations, and every factorized
 network is measured in both the cheapest of the plain forms and the fused one. Wanted there: fused
 below dense for r <= b/4 at every number of rows.
 
-    python -m benchmarks.training_step [--seconds 20]
+    python -m benchmarks.training_step [--seconds 20] [--fused]
     python -m benchmarks.training_step --device cuda --dtype float32 bfloat16
 """
 
@@ -38,6 +41,7 @@ SETTINGS = {
     "cuda": ((4, 1), (8, 1), (8, 2), (16, 1), (16, 2), (16, 4), (32, 4), (32, 8)),
 }
 LIMITS = {64: 0.35, 1024: 0.7}
+TURN = 4  # steps
 
 
 def network(hidden: Callable[[], nn.Module]) -> nn.Sequential:
@@ -49,11 +53,17 @@ class Contender:
     """A network, its optimizer and a batch; ``step`` is one training step."""
 
     def __init__(
-        self, hidden: Callable[[], nn.Module], rows: int, device: str, dtype: torch.dtype
+        self,
+        hidden: Callable[[], nn.Module],
+        rows: int,
+        device: str,
+        dtype: torch.dtype,
+        fused: bool,
     ) -> None:
         self.device = device
         self.model = network(hidden).to(device, dtype)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), foreach=True)
+        kind = {"fused": True} if fused else {"foreach": True}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), **kind)
         self.x = torch.randn(rows, WIDTH).to(device, dtype)
         self.y = torch.randint(0, 10, (rows,), device=device)
         self.seconds: list[float] = []
@@ -94,9 +104,11 @@ class Contender:
         return sum(kept.values())
 
 
-def contenders(rows: int, device: str, dtype: torch.dtype) -> dict[str, tuple[Contender, float]]:
+def contenders(
+    rows: int, device: str, dtype: torch.dtype, fused: bool
+) -> dict[str, tuple[Contender, float]]:
     """Name -> contender and its FLOPs over dense."""
-    dense = Contender(lambda: nn.Linear(WIDTH, WIDTH), rows, device, dtype)
+    dense = Contender(lambda: nn.Linear(WIDTH, WIDTH), rows, device, dtype, fused)
     found = {"dense": (dense, 1.0)}
     head, shape = WIDTH * 10, (WIDTH, WIDTH)
     forms: tuple[Form | None, ...] = (None,) if device == "cpu" else (None, "fused")
@@ -107,7 +119,7 @@ def contenders(rows: int, device: str, dtype: torch.dtype) -> dict[str, tuple[Co
         for form in forms:
             hidden = partial(_factorized, side, rank, form)
             name = f"b={side} r={rank}" + (f" {form}" if form else "")
-            found[name] = Contender(hidden, rows, device, dtype), share
+            found[name] = Contender(hidden, rows, device, dtype, fused), share
     return found
 
 
@@ -123,28 +135,34 @@ def main() -> None:
     parser.add_argument("--device", choices=tuple(ROWS), default="cpu")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="such as bfloat16")
     parser.add_argument("--rows", type=int, nargs="+")
+    parser.add_argument("--fused", action="store_true", help="torch's fused AdamW")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.device == "cuda":
         print(torch.cuda.get_device_name(), "torch", torch.__version__)
     for dtype in given.dtype:
         for rows in given.rows or ROWS[given.device]:
-            table(rows, given.device, dtype, given.seconds)
+            table(rows, given.device, dtype, given.seconds, given.fused)
 
 
-def table(rows: int, device: str, dtype: str, seconds: float) -> None:
+def table(rows: int, device: str, dtype: str, seconds: float, fused: bool) -> None:
     """Measure and print one table."""
     mib = 2.0**20
-    field = contenders(rows, device, getattr(torch, dtype))
+    field = contenders(rows, device, getattr(torch, dtype), fused)
     end, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < end or rounds < 5:
         rounds += 1
         for contender, _ in field.values():
-            contender.step()
+            for _ in range(TURN):
+                contender.step()
     dense = field["dense"][0]
     base, saved = min(dense.seconds), dense.saved_bytes()
     where = "one thread" if device == "cpu" else "GPU"
-    print(f"\n{rows} rows, {rounds} rounds; {WIDTH}-{WIDTH}-{WIDTH}-10, {dtype}, {where}")
+    update = "fused" if fused else "foreach"
+    print(
+        f"\n{rows} rows, {rounds} rounds; {WIDTH}-{WIDTH}-{WIDTH}-10, {dtype}, {where}, "
+        f"{update} AdamW"
+    )
     print("                  step ms  of dense  FLOPs   params+grad+Adam MiB  saved MiB")
     for name, (contender, flops) in field.items():
         best = min(contender.seconds)

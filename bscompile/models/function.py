@@ -1,11 +1,12 @@
 """y = x Wᵀ with W = Σᵢ Cᵢ ⊗ Bᵢ, C = S∘A, forward and backward, saving only x and the factors.
 
-Between the two contractions activations are feature-major (xᵀ [n, N]): then both are plain
-matrix products on views, without moving the intermediate tensor.
+Rows x [N, n] are cut into [N, n1, bw]. One of the two contractions reads or writes them as they
+are, the other has the place in the block first, [side, N, blocks]: then both are plain products
+of matrices, and each term is one of its own, without moving the intermediate tensor.
 
-    B first   Z[p] = B x[p]   [n1, r bh, N]     y = C Z   [m1, bh N]
-    A first   U    = C x      [m1, r bw, N]     y[q] = B U[q]   [bh, N]
-    built     W    = merge(C, B)                y = W x
+    B first   Zᵢ = Bᵢ x   [bh, N, n1]     y = Σᵢ Zᵢ Cᵢᵀ   [bh, N, m1]
+    A first   Uᵢ = x Cᵢᵀ  [bw, N, m1]     y = Σᵢ Bᵢ Uᵢ    [bh, N, m1]
+    built     W  = merge(C, B)            y = x Wᵀ
 
 Z and U are r times as large as the activations, so backward computes them again.
 Multiply-adds per row, with square brackets for what a batch pays once:
@@ -15,6 +16,7 @@ On a GPU, form "fused" is B first in kernels that never store Z (``fused``); on 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +27,8 @@ from bscompile.models.blocks import Block, merge_factors, to_blocks
 
 Form = Literal["b_first", "a_first", "built", "fused"]
 FORMS: tuple[Form, ...] = ("b_first", "a_first", "built")  # those chosen from by cost
+_KNOWN: tuple[Form, ...] = get_args(Form)
+_VECTOR = 16  # floats: products by small matrices are fast whose last axis is as long as this
 
 
 def macs_per_row(shape: tuple[int, int], block: Block, rank: int) -> dict[Form, int]:
@@ -52,9 +56,15 @@ def cheapest_form(shape: tuple[int, int], block: Block, rank: int) -> Form:
 
 
 def kronecker_linear(
-    x: Tensor, S: Tensor, mask: Tensor, A: Tensor, B: Tensor, form: Form
+    x: Tensor,
+    S: Tensor,
+    mask: Tensor,
+    A: Tensor,
+    B: Tensor,
+    form: Form,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Apply Σᵢ (S∘mask∘Aᵢ) ⊗ Bᵢ to the last dimension of x.
+    """Apply Σᵢ (S∘mask∘Aᵢ) ⊗ Bᵢ to the last dimension of x, and add the bias.
 
     Args:
         x: Float [..., n1 bw].
@@ -63,6 +73,7 @@ def kronecker_linear(
         A: Float [r, m1, n1].
         B: Float [r, bh, bw].
         form: How to contract; the result is the same up to rounding.
+        bias: Float [m1 bh].
 
     Returns:
         Float [..., m1 bh], in the autocast dtype if autocast is on.
@@ -73,46 +84,63 @@ def kronecker_linear(
     inner = A.shape[2] * B.shape[2]
     if x.shape[-1] != inner:
         raise UsageError(f"block-sparse layer: wanted input [..., {inner}], got {list(x.shape)}")
-    if form not in get_args(Form):
-        raise UsageError(f"form: wanted one of {', '.join(get_args(Form))}, got {form!r}")
+    if form not in _KNOWN:
+        raise UsageError(f"form: wanted one of {', '.join(_KNOWN)}, got {form!r}")
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         # Cast here, so that backward, which runs without autocast, sees the same dtypes.
         dtype = torch.get_autocast_dtype(kind)
         x, S, A, B = (t.to(dtype) for t in (x, S, A, B))
+        bias = None if bias is None else bias.to(dtype)
     rows = x.reshape(-1, inner)
     if form == "fused":
         from bscompile.models.fused import fused_product
 
         y = fused_product(rows, S * mask * A, B)
+        y = y if bias is None else y + bias
     else:
-        y = _KroneckerProduct.apply(rows, S, mask, A, B, form)  # type: ignore[no-untyped-call]
+        y = _KroneckerProduct.apply(rows, S, mask, A, B, bias, form)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class _KroneckerProduct(torch.autograd.Function):
-    """Rows [N, n], S, mask, A, B -> [N, m]."""
+    """Rows [N, n], S, mask, A, B, bias -> [N, m]."""
 
     @staticmethod
-    def forward(x: Tensor, S: Tensor, mask: Tensor, A: Tensor, B: Tensor, form: Form) -> Tensor:
+    def forward(
+        x: Tensor,
+        S: Tensor,
+        mask: Tensor,
+        A: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        form: Form,
+    ) -> Tensor:
         contract = {"b_first": _b_first, "a_first": _a_first, "built": _built}[form]
-        return contract(x, S * mask * A, B)
+        y = contract(x, torch.where(mask, S, 0) * A, B)
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, S, mask, A, B, ctx.form = inputs
+        x, S, mask, A, B, _, ctx.form = inputs
         ctx.save_for_backward(x, S, mask, A, B)
 
     @staticmethod
-    def backward(
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, S, mask, A, B = ctx.saved_tensors
-        scale = S * mask
+        (g,) = grads
+        scale = torch.where(mask, S, 0)
         gradient = {"b_first": _b_first_grad, "a_first": _a_first_grad, "built": _built_grad}
         with_dx = ctx.needs_input_grad[0]  # the first layer of a model need not pay for it
-        dx, dc, dB = gradient[ctx.form](grads[0], x, scale * A, B, with_dx)
-        return dx, (dc * A).sum(0) * mask, None, dc * scale, dB, None
+        dx, dc, dB = gradient[ctx.form](g, x, scale * A, B, with_dx)
+        dbias = g.sum(0) if ctx.needs_input_grad[5] else None
+        return dx, torch.where(mask, (dc * A).sum(0), 0), None, dc * scale, dB, dbias, None
+
+
+# apply() asks for the signature at every call, and works it out anew unless it finds it here.
+_KroneckerProduct.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    _KroneckerProduct.forward
+)
 
 
 Gradients = tuple[Tensor | None, Tensor, Tensor]
@@ -120,40 +148,36 @@ Gradients = tuple[Tensor | None, Tensor, Tensor]
 
 def _b_first(x: Tensor, c: Tensor, b: Tensor) -> Tensor:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
-    # A strided xᵀ is as good as a copy here, where it is read once and in short columns.
-    z = _each(b.reshape(r * bh, bw), x.reshape(rows, n1, bw).permute(1, 2, 0))  # [n1, r bh, N]
-    return _swap(_terms_last(c) @ z.view(n1 * r, bh * rows), m1 * bh, rows)
+    z = (b.reshape(r * bh, bw) @ x.reshape(rows * n1, bw).T).view(r, bh * rows, n1)
+    return _to_rows(_sum_of_products(z, c.transpose(1, 2)).view(bh, rows, m1))
 
 
 def _b_first_grad(g: Tensor, x: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
-    stacked, terms = b.reshape(r * bh, bw), _terms_last(c)
-    xt, gt = _swap(x, rows, n1 * bw).view(n1, bw, rows), _swap(g, rows, m1 * bh).view(m1, bh * rows)
-    z = _each(stacked, xt).view(n1, r, bh * rows)
-    # One product a term gives dC in the layout of A; gᵀ zᵀ at once would interleave the terms.
-    dc = torch.bmm(gt.expand(r, -1, -1), z.permute(1, 2, 0))
-    dz = (terms.T @ gt).view(n1, r * bh, rows)
-    dx = _swap(_each(stacked.T, dz), n1 * bw, rows) if with_dx else None
-    # The longer side last: the products are small, and wide rows are what they vectorise over.
-    db = torch.bmm(xt, dz.transpose(1, 2)).sum(0).view(bw, r, bh).permute(1, 2, 0)
-    return dx, dc, db
+    stacked, xb = b.reshape(r * bh, bw), x.reshape(rows * n1, bw)
+    z = (stacked @ xb.T).view(r, bh * rows, n1)
+    gt = _to_sides(g, m1, bh).expand(r, -1, -1)
+    dc = torch.bmm(gt.transpose(1, 2), z)
+    dz = torch.bmm(gt, c).view(r * bh, rows * n1)
+    dx = _blockwise(stacked.T, dz, (rows, n1)) if with_dx else None
+    return dx, dc, _over_blocks(dz, xb).view(r, bh, bw)
 
 
 def _a_first(x: Tensor, c: Tensor, b: Tensor) -> Tensor:
-    (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
-    u = _terms_inner(c) @ _swap(x, rows, n1 * bw).view(n1, bw * rows)  # [m1 r, bw N]
-    return _swap(_each(_side_by_side(b), u.view(m1, r * bw, rows)), m1 * bh, rows)
+    (r, m1, n1), bw, rows = c.shape, b.shape[2], x.shape[0]
+    xt = _to_sides(x, n1, bw).expand(r, -1, -1)
+    u = torch.bmm(xt, c.transpose(1, 2)).view(r * bw, rows * m1)
+    return _blockwise(_side_by_side(b), u, (rows, m1))
 
 
 def _a_first_grad(g: Tensor, x: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gradients:
     (r, m1, n1), (_, bh, bw), rows = c.shape, b.shape, x.shape[0]
-    side, terms = _side_by_side(b), _terms_inner(c)
-    xt, gt = _swap(x, rows, n1 * bw).view(n1, bw * rows), _swap(g, rows, m1 * bh).view(m1, bh, rows)
-    u = (terms @ xt).view(m1, r * bw, rows)
-    db = torch.bmm(gt, u.transpose(1, 2)).sum(0).view(bh, r, bw).permute(1, 0, 2)
-    du = _each(side.T, gt).view(m1 * r, bw * rows)
-    dc = (du @ xt.T).view(m1, r, n1).permute(1, 0, 2)
-    dx = _swap(terms.T @ du, n1 * bw, rows) if with_dx else None
+    xt, gb = _to_sides(x, n1, bw).expand(r, -1, -1), g.reshape(rows * m1, bh)
+    u = torch.bmm(xt, c.transpose(1, 2)).view(r * bw, rows * m1)
+    du = (_side_by_side(b).T @ gb.T).view(r, bw * rows, m1)
+    dc = torch.bmm(du.transpose(1, 2), xt)
+    db = _over_blocks(u, gb).view(r, bw, bh).transpose(1, 2)
+    dx = _to_rows(_sum_of_products(du, c).view(bw, rows, n1)) if with_dx else None
     return dx, dc, db
 
 
@@ -169,26 +193,38 @@ def _built_grad(g: Tensor, x: Tensor, c: Tensor, b: Tensor, with_dx: bool) -> Gr
     return g @ merge_factors(c, b) if with_dx else None, dc, db
 
 
-def _swap(t: Tensor, rows: int, columns: int) -> Tensor:
-    """The entries of t, read as [rows, columns], with both axes swapped in memory."""
-    return t.reshape(rows, columns).T.contiguous()
+def _to_sides(t: Tensor, blocks: int, side: int) -> Tensor:
+    """Rows [N, blocks side] -> [side N, blocks]."""
+    parts = t.reshape(t.shape[0], blocks, side).permute(2, 0, 1)
+    return parts.reshape(side * t.shape[0], blocks)
 
 
-def _each(small: Tensor, batch: Tensor) -> Tensor:
-    """One small matrix [k, l] times each of [p, l, N], without copying it p times."""
-    return torch.bmm(small.expand(batch.shape[0], -1, -1), batch)
+def _to_rows(t: Tensor) -> Tensor:
+    """[side, N, blocks] -> rows [N, blocks side]."""
+    side, rows, blocks = t.shape
+    return t.permute(1, 2, 0).reshape(rows, blocks * side)
 
 
-def _terms_last(c: Tensor) -> Tensor:
-    """[r, m1, n1] -> [m1, n1 r]: the order in which B-first lays out Z."""
-    r, m1, n1 = c.shape
-    return c.permute(1, 2, 0).reshape(m1, n1 * r)
+def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """Σᵢ leftᵢ rightᵢ of [r, k, l] and [r, l, m], adding up in place of the sum."""
+    total = left[0] @ right[0]
+    for a, b in zip(left[1:], right[1:], strict=True):
+        total = torch.addmm(total, a, b)
+    return total
 
 
-def _terms_inner(c: Tensor) -> Tensor:
-    """[r, m1, n1] -> [m1 r, n1]: the order in which A-first lays out U."""
-    r, m1, n1 = c.shape
-    return c.permute(1, 0, 2).reshape(m1 * r, n1)
+def _blockwise(small: Tensor, t: Tensor, size: tuple[int, int]) -> Tensor:
+    """One small matrix [side, k] times every column of t [k, N blocks], as rows."""
+    rows, blocks = size
+    side = small.shape[0]
+    if side >= _VECTOR:
+        return (t.T @ small.T).view(rows, blocks * side)
+    return _to_rows((small @ t).view(side, rows, blocks))
+
+
+def _over_blocks(t: Tensor, parts: Tensor) -> Tensor:
+    """The product [k, side] of t [k, N blocks] and the blocks [N blocks, side] of rows."""
+    return t @ parts if parts.shape[1] >= _VECTOR else (parts.T @ t.T).T
 
 
 def _side_by_side(b: Tensor) -> Tensor:

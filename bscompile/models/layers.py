@@ -187,8 +187,7 @@ class BlockSparseLinear(KroneckerWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        y = kronecker_linear(x, self.S, self.mask, self.A, self.B, self.form)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return kronecker_linear(x, self.S, self.mask, self.A, self.B, self.form, self.bias)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
