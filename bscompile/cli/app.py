@@ -66,10 +66,10 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
     help="Show the version and exit.",
 )  # fmt: skip
 def app() -> None:
-    r"""Compile neural networks with block-sparse and factorized weights for one machine.
+    """Compile neural networks with block-sparse and factorized weights for one machine.
 
     \b
         bscompile build model.onnx -o model.bsc
         bscompile verify model.bsc model.onnx
         bscompile run model.bsc --input x.npy
-    """
+    """  # noqa: D301 - a backspace is click's mark for lines not to be joined

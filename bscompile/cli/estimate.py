@@ -7,7 +7,7 @@ from contextlib import closing
 
 import click
 
-from bscompile.cli.plan import check_target, dtype_option
+from bscompile.cli.plan import dtype_option, layer_rows_option, target_option
 from bscompile.cli.talk import Talk, talk_options, threads_option
 from bscompile.errors import UsageError
 
@@ -31,21 +31,8 @@ from bscompile.errors import UsageError
     metavar="D",
     help="Share of live blocks.",
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    metavar="M",
-    help="Rows of x: batch times sequence.",
-)
-@click.option(
-    "--target",
-    default="cpu",
-    show_default=True,
-    metavar="NAME[:VARIANT]",
-    help="Where it would run.",
-)
+@layer_rows_option("Rows of x")
+@target_option("Where it would run")
 @dtype_option
 @click.option("--measure", is_flag=True, help="Build the kernels and time them.")
 @threads_option
@@ -66,7 +53,6 @@ def command(
 
     From the target's cost model, or measured with random weights. A bias is counted.
     """
-    check_target(target)
     sides, tile = parse_sides("--shape", shape), parse_sides("--block", block)
     from bscompile import targets
     from bscompile.dialect.precision import precision_named

@@ -1,4 +1,4 @@
-"""The options of every command that plans for a target: which machine, how wide, which lengths."""
+"""The options of every command that asks about a target: which machine, how wide, which lengths."""
 
 from __future__ import annotations
 
@@ -48,11 +48,36 @@ dtype_option = click.option(
 )
 
 
-def plan_options(command: F) -> F:
-    """Add --target, --threads, --typical-rows, --buckets, --dim and --dtype as one ``plan``.
+def target_option(text: str) -> Callable[[F], F]:
+    """Add --target; an unknown one is refused before anything heavy is imported.
 
-    An unknown target is refused before anything heavy is imported.
+    Args:
+        text: What the command wants a target for.
     """
+    return click.option(
+        "--target",
+        default="cpu",
+        show_default=True,
+        metavar="NAME[:VARIANT]",
+        callback=lambda context, option, spec: check_target(spec),
+        help=f"{text}; see bscompile targets.",
+    )
+
+
+def layer_rows_option(text: str) -> Callable[[F], F]:
+    """Add --rows: those of x that single layers are looked at with."""
+    return click.option(
+        "--rows",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="M",
+        help=f"{text}: batch times sequence.",
+    )
+
+
+def plan_options(command: F) -> F:
+    """Add --target, --threads, --typical-rows, --buckets, --dim and --dtype as one ``plan``."""
 
     def wrapped(
         target: str,
@@ -63,19 +88,11 @@ def plan_options(command: F) -> F:
         buckets: str | None,
         **options: Any,
     ) -> Any:
-        check_target(target)
         plan = Plan(target, threads, typical_rows, parse_dims(dims), dtype, parse_buckets(buckets))
         return command(plan=plan, **options)
 
     wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
     wrapped.__dict__.update(command.__dict__)
-    target_option = click.option(
-        "--target",
-        default="cpu",
-        show_default=True,
-        metavar="NAME[:VARIANT]",
-        help="What to compile for; see bscompile targets.",
-    )
     rows_option = click.option(
         "--typical-rows",
         type=click.IntRange(min=1),
@@ -89,8 +106,9 @@ def plan_options(command: F) -> F:
         metavar="N,N...",
         help="Further rows to choose for there, 1,8,32,128,1024 by default; none for no others.",
     )
+    for_target = target_option("What to compile for")
     options = (dtype_option, dims_option, buckets_option, rows_option, threads_option)
-    for option in (*options, target_option):
+    for option in (*options, for_target):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[return-value]  # same command, other options
 
@@ -111,8 +129,8 @@ def parse_buckets(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(word) for word in words)
 
 
-def check_target(spec: str) -> None:
-    """Refuse an unknown target.
+def check_target(spec: str) -> str:
+    """Refuse an unknown target; a known one is given back.
 
     Raises:
         TargetError: no target has that name.
@@ -122,3 +140,4 @@ def check_target(spec: str) -> None:
     name = spec.partition(":")[0]
     if name not in TARGETS:
         raise TargetError(f"unknown target {name!r}", did_you_mean(name, TARGETS))
+    return spec

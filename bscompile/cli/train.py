@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bscompile.cli.plan import check_target
+from bscompile.cli.plan import layer_rows_option, target_option
 from bscompile.cli.talk import Talk, talk_options
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="Number of Kronecker terms.",
 )
+@click.option("--convolutions", is_flag=True, help="Factorize convolutions too.")
 @click.option(
     "--sparsity",
     type=click.FloatRange(0, 1, max_open=True),
@@ -73,21 +74,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="What --select charges a block for.",
 )
 @click.option("--per-layer", is_flag=True, help="With --select, let every layer choose for itself.")
-@click.option(
-    "--target",
-    default="cpu",
-    show_default=True,
-    metavar="NAME[:VARIANT]",
-    help="Where --cost latency would run the layers.",
-)
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    metavar="M",
-    help="Rows of x that --cost latency counts with.",
-)
+@target_option("Where --cost latency would run the layers")
+@layer_rows_option("Rows of x that --cost latency counts with")
 @click.option(
     "--measure",
     is_flag=True,
@@ -155,13 +143,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @talk_options
 def command(talk: Talk, output: Path, **options: Any) -> None:
-    r"""Train a factorized block-sparse model and write it as ONNX.
+    """Train a factorized block-sparse model and write it as ONNX.
 
     \b
         bscompile train --model mlp --block 8x8 --rank 4 --sparsity 0.75 -o model.onnx
         bscompile train --select 4x4,8x8 --cost latency --target cpu -o model.onnx
         bscompile build model.onnx
-    """
+    """  # noqa: D301 - a backspace is click's mark for lines not to be joined
     from bscompile.files import check_writable
     from bscompile.models import export_onnx, load, summary
     from bscompile.models.recipe import prepare
@@ -212,6 +200,7 @@ def _recipe(options: dict[str, Any], latency: CostOf | None) -> Recipe:
         latency or options["cost"],
         options["per_layer"],
         options["distill"],
+        options["convolutions"],
         TrainConfig(
             options["epochs"],
             options["finetune_epochs"],
@@ -230,7 +219,6 @@ def _latency(talk: Talk, options: dict[str, Any]) -> Iterator[CostOf | None]:
     if not options["select"] or options["cost"] != "latency":
         yield None
         return
-    check_target(options["target"])
     from contextlib import closing
 
     from bscompile import targets

@@ -1,11 +1,6 @@
 """To ONNX, with the structure visible: as two products by factors, or as W with zero blocks.
 
-Factorized spelling of a layer, S folded into A (Reshape, MatMul, Transpose only):
-
-    x [N, n] -> [N, n1, bw] -> @ B [bw, r bh] -> [N, n1, r, bh] -> [N, bh, r, n1]
-      -> [N bh, r n1] -> @ C [r n1, m1] -> [N, bh, m1] -> [N, m1, bh] -> [N, m]
-
-Convolutions are exported with W built in both forms: ONNX has no product over patches.
+How factorized layers are written, convolutions too: ``spelling``.
 Metadata of the model lists each layer's block and rank; hints, on which nothing depends.
 """
 
@@ -28,39 +23,13 @@ from torch import Tensor, nn
 
 from bscompile.errors import UsageError
 from bscompile.files import write_atomically
+from bscompile.models.conv import BlockSparseConv2d
 from bscompile.models.convert import merge, replace_modules
 from bscompile.models.layers import BlockSparseLinear, block_sparse_layers
+from bscompile.models.spelling import spell
 
 ExportForm = Literal["factorized", "merged"]
 METADATA_PREFIX = "bscompile.layer."
-
-
-class _FactorizedSpelling(nn.Module):
-    """The layer as the exporter shall see it: constants in their final layout."""
-
-    def __init__(self, layer: BlockSparseLinear) -> None:
-        super().__init__()
-        (bh, bw), r = layer.block, layer.rank
-        m1, n1 = layer.mask.shape
-        self.sizes = m1, n1, bh, bw, r
-        with torch.no_grad():
-            side_by_side = layer.B.permute(2, 0, 1).reshape(bw, r * bh)
-            stacked = layer.coefficients().permute(0, 2, 1).reshape(r * n1, m1)
-        # Parameters, not buffers: the exporter keeps parameters as initializers by name.
-        self.patterns = nn.Parameter(side_by_side.clone(), requires_grad=False)
-        self.coefficients = nn.Parameter(stacked.clone(), requires_grad=False)
-        self.bias = layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        m1, n1, bh, bw, r = self.sizes
-        rows = 1
-        for size in x.shape[:-1]:
-            rows = rows * size
-        z = x.reshape(rows, n1, bw) @ self.patterns
-        z = z.reshape(rows, n1, r, bh).permute(0, 3, 2, 1)
-        y = z.reshape(rows * bh, r * n1) @ self.coefficients
-        y = y.reshape(rows, bh, m1).transpose(1, 2).reshape(*x.shape[:-1], m1 * bh)
-        return y if self.bias is None else y + self.bias
 
 
 def export_onnx(
@@ -103,7 +72,6 @@ def layer_hints(model: nn.Module, form: ExportForm) -> dict[str, str]:
     hints = {}
     for name, layer in block_sparse_layers(model):
         support = layer.support()
-        spelled = form if isinstance(layer, BlockSparseLinear) else "merged"
         bits = np.packbits(support.cpu().numpy())
         hints[METADATA_PREFIX + name] = json.dumps(
             {
@@ -111,7 +79,7 @@ def layer_hints(model: nn.Module, form: ExportForm) -> dict[str, str]:
                 "rank": layer.rank,
                 "live_blocks": int(support.sum()),
                 "pattern_crc32": zlib.crc32(bits.tobytes()),
-                "form": spelled,
+                "form": form,
             }
         )
     return hints
@@ -121,8 +89,9 @@ def _spell(model: nn.Module, form: ExportForm) -> nn.Module:
     """A copy of the model in which no factorized layer is left."""
     spelled = copy.deepcopy(model)
     if form == "factorized":
-        linears = [m for m in spelled.modules() if isinstance(m, BlockSparseLinear)]
-        spelled = replace_modules(spelled, {id(m): _FactorizedSpelling(m) for m in linears})
+        kinds = BlockSparseLinear | BlockSparseConv2d
+        layers = [m for m in spelled.modules() if isinstance(m, kinds)]
+        spelled = replace_modules(spelled, {id(m): spell(m) for m in layers})
     return merge(spelled)
 
 

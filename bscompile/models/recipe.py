@@ -55,6 +55,7 @@ class Recipe:
         cost: What the choice charges a block for; see ``BlockSelection``.
         per_layer: Whether every layer chooses for itself.
         distill: Whether to learn from a dense teacher, trained first.
+        convolutions: Whether to factorize convolutions too.
         config: Epochs, rates, seed.
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     cost: Cost | CostOf = "flops"
     per_layer: bool = False
     distill: bool = False
+    convolutions: bool = False
     config: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -106,10 +108,11 @@ def prepare(
     if recipe.select:
         model = _choose_block(recipe, model, dense, data, run, say)
     elif recipe.method in FACTORIZED:
-        for step in plan(model, recipe.block, recipe.rank, exclude=dense):
+        wanted = recipe.block, recipe.rank
+        for step in plan(model, *wanted, exclude=dense, convolutions=recipe.convolutions):
             if step.message:
                 say(str(step))
-        model = factorize(model, recipe.block, recipe.rank, exclude=dense)
+        model = factorize(model, *wanted, exclude=dense, convolutions=recipe.convolutions)
     method = METHODS[recipe.method](recipe.sparsity, recipe.block, dense)
     return Trainer(model, data, method, recipe.config, loss)
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from bscompile.errors import BscompileError
 from bscompile.passes.absorb_permutation import AbsorbPermutation
 from bscompile.passes.absorb_reshape import AbsorbReshape
+from bscompile.passes.absorb_windows import AbsorbWindows
 from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.choice import Planner
 from bscompile.passes.choose_form import ChooseForm
@@ -50,6 +51,8 @@ def pipeline(
         RestateConvolutions(),
         # Before the next, which would take each MatMul of a factorized layer for a layer.
         RecogniseFactorized(),
+        # Before the next, which would take the Conv that lists windows for a layer.
+        AbsorbWindows(),
         RecogniseLinear(),
         # Before fusing, which follows a layer's result only as long as nothing reshapes it.
         AbsorbReshape(),

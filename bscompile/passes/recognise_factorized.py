@@ -128,12 +128,12 @@ class RecogniseFactorized(GraphPass):
         assert region.x.shape is not None
         op = LinearOp(name, factors)
         found = found_kronecker(factors)
-        if probe.flattened:
+        if probe.rearranged is not None:
             made = make_node(op, graph, region.x)
             y = made.outputs[0]
             y.name, y.type = f"{name}.product", region.y.type
             y.shape = ir.Shape([*region.x.shape[:-1], factors.shape[0]])
-            target = ir.tensor(np.array([-1, factors.shape[0]]), name=f"{name}.flat")
+            target = ir.tensor(np.array(probe.rearranged), name=f"{name}.rows")
             shape = ir.Value(name=target.name, const_value=target)
             shape.shape, shape.dtype = ir.Shape([2]), ir.DataType.INT64
             graph.register_initializer(shape)
@@ -179,11 +179,12 @@ class Probe:
     """Finds out by evaluation which matrix a region is.
 
     Attributes:
-        flattened: Whether y is [rows, m] although x is [..., n].
+        rearranged: Target of the Reshape that arranges the rows of y where they are not as in x:
+            one axis, or those of what reads y, such as windows of an image; else None.
     """
 
     def __init__(self, region: LinearRegion) -> None:
-        self.flattened = False
+        self.rearranged: list[int] | None = None
         self._region = region
         self._constants: dict[type, dict[ir.Value, Array]] = {np.float64: {}, np.float32: {}}
         self._resolved: dict[ir.Node, tuple[int, ...]] = {}
@@ -202,9 +203,15 @@ class Probe:
         """
         lead = self._sizes(2, 3)
         y = self._run(np.ones((*lead, self._inner)), lead)
-        if y.ndim < 1 or y.shape[:-1] not in (lead, (math.prod(lead),)):
+        if y.ndim < 1 or math.prod(y.shape[:-1]) != math.prod(lead):
             return None
-        self.flattened = y.shape[:-1] != lead
+        if y.shape[:-1] != lead:
+            known = self._region.y.shape
+            others = list(known[1:]) if known is not None and len(known) > 1 else []
+            fixed = [size for size in others if isinstance(size, int)]
+            if not fixed or len(fixed) < len(others):
+                return None
+            self.rearranged = [-1, *fixed]
         return int(y.shape[-1])
 
     def factorize(self, out: int) -> KroneckerSum | str:
@@ -220,8 +227,12 @@ class Probe:
             return str(problem)
         if mismatch:
             return mismatch
-        found = recover_kronecker(weight)
-        return found if isinstance(found, str) else found.astype(np.float32)
+        found = recover_kronecker(weight.astype(np.float32))
+        if isinstance(found, str):
+            return found
+        # Ranks are found quickly in float32; then the factors of that block in full.
+        exact = recover_kronecker(weight, (found.block,)) if dtype is np.float64 else found
+        return found if isinstance(exact, str) else exact.astype(np.float32)
 
     def _weight(self, out: int, dtype: type) -> Array:
         """W [out, in]: what the region makes of each row of the identity."""

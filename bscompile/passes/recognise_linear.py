@@ -140,7 +140,7 @@ class RecogniseLinear(GraphPass):
             return f"{kernel.ndim - 2}-D convolution, only 2-D ones are covered"
         if node.attributes.get_int("group", 1) != 1:
             return "grouped or depthwise convolution: too little work per channel for blocks"
-        geometry = _geometry(node, x, (int(kernel.shape[2]), int(kernel.shape[3])))
+        geometry = conv_geometry(node, x, (int(kernel.shape[2]), int(kernel.shape[3])))
         if isinstance(geometry, str):
             return geometry
         form, pattern = _best_form(kernel.reshape(len(kernel), -1))
@@ -244,7 +244,7 @@ def _add_scaled(graph: ir.Graph, y: ir.Value, addend: ir.Value, beta: float) -> 
     return [*nodes, ir.Node("", "Add", [y, addend])]
 
 
-def _geometry(node: ir.Node, x: ir.Value, kernel: tuple[int, int]) -> ConvGeometry | str:
+def conv_geometry(node: ir.Node, x: ir.Value, kernel: tuple[int, int]) -> ConvGeometry | str:
     """The convolution's geometry with ``auto_pad`` resolved, or why it cannot be."""
     attributes = node.attributes
     sh, sw = attributes.get_ints("strides", (1, 1))

@@ -93,9 +93,12 @@ def test_the_methods_offered_are_those_there_are():
 def test_layers_with_another_block_are_named(folder, capsys):
     options = ["--model", "lenet5", "--epochs", "1", "--finetune-epochs", "0"]
     assert main(["train", *options, "-o", "m.onnx"]) == 0
-    assert "fc2: block 8x8 does not divide [84, 120]; 7x8 taken, rank 4" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "fc2: block 8x8 does not divide [84, 120]; 7x8 taken, rank 4" in said
+    assert "features.4" not in said.partition("layer ")[0]
+    assert main(["train", *options, "--convolutions", "-o", "m.onnx"]) == 0
+    said = capsys.readouterr().err
+    assert "features.4: block 8x8 does not divide [16, 150]; 8x6 taken, rank 4" in said
 
 
 @pytest.mark.parametrize(

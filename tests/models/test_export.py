@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from bscompile.dialect import is_dialect, read_node
 from bscompile.errors import StorageError, UsageError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
-from bscompile.models import BlockSparseLinear, export_onnx
+from bscompile.importer import load_model
+from bscompile.models import BlockSparseConv2d, BlockSparseLinear, export_onnx
+from bscompile.passes.pipeline import pipeline
+from tests.passes.helpers import keep_form
 from tests.tolerance import assert_close
 
 
@@ -76,6 +80,34 @@ def test_large_layers_stay_recognisable(tmp_path):
     }  # fmt: skip
     x = torch.randn(3, 512)
     assert_close(run(path, x), model(x).detach(), "float32", 1024)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": (3, 1), "stride": (2, 1), "padding": (1, 0)},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 2},
+        {"kernel_size": (9, 7), "bias": False},
+    ],
+)
+def test_factorized_convolution_keeps_its_factors_and_is_found_again(options, tmp_path):
+    torch.manual_seed(0)
+    layer = BlockSparseConv2d(8, 16, block=(4, 2), rank=2, **options)
+    layer.mask.view(-1)[::3] = False
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    model = nn.Sequential(layer, nn.ReLU()).eval()
+    path = export_onnx(model, tmp_path / "m.onnx", torch.randn(1, 8, 9, 7))
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    x = torch.randn(3, 8, 9, 7)
+    assert_close(run(path, x), model(x).detach(), "float32", 2 * layer.shape[1])
+    loaded = load_model(onnx.load(path))
+    for step in pipeline(keep_form):
+        step(loaded)
+    ops = [read_node(node) for node in loaded.graph if is_dialect(node)]
+    assert [op.op_type for op in ops] == ["KroneckerConv"] * layer.groups
+    assert {op.weight.block for op in ops} == {(4, 2)}
+    assert sum(int(op.weight.support.sum()) for op in ops) == int(layer.support().sum())
 
 
 def test_metadata_is_a_hint(model, tmp_path):

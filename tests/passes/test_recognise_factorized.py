@@ -245,6 +245,25 @@ def test_heads_that_were_joined_by_the_same_reshape(rows):
     assert layers(model)[0].shape == (12, 16)
 
 
+@pytest.mark.parametrize("windows", ["-1, 3, 12", "-1, 1, 3, 12"])
+def test_windows_whose_axes_were_joined_by_the_same_reshape(windows):
+    """Swin cuts an image into windows; its layers read [N, 2, 3, 16] and write [2 N, 3, 12]."""
+    text = f"""
+    agraph (float[N, 2, 3, 16] image) => (float[{windows.replace("-1", "M")}] y)
+    <int64[3] cut = {{-1, 4, 4}}, int64[{windows.count(",") + 1}] join = {{{windows}}}>
+    {{
+        x = Neg(image)
+        X = Reshape(x, cut)
+        Z = MatMul(X, B)
+        Y = MatMul(A, Z)
+        y = Reshape(Y, join)
+    }}
+    """
+    proto = model_from(text, weights())
+    model, _ = recognise(proto, {"image": dense(3, 2, 3, 16)})
+    assert op_types(model) == ["Neg", "KroneckerMatMul", "Reshape"]
+
+
 def test_an_image_that_was_flattened_by_the_same_reshape():
     text = """
     agraph (float[N, 4, 2, 2] image) => (float[N, 12] y)
