@@ -119,12 +119,8 @@ class _Nest:
         bounds, config = args.operands[3], args.operands[4 if x.scale is None else 6]
 
         def task(p: Expr) -> None:
-            tile_range = (T.int64(0), tiles)
-            row_range = (T.int64(0), T.int64(self._block_rows))
-            if self._split == "rows":
-                tile_range = emit.share(tiles, p, self._tasks)
-            else:
-                row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
+            ranges = emit.ranges_of(p, self._tasks, self._split, tiles, self._block_rows, bounds)
+            tile_range, row_range = ranges
             with emit.opaque():
                 shape = (ROWS * self._rows, self._height)
                 sums = T.sblock_alloc_buffer(shape, self._unit.product.total)

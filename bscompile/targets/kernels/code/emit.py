@@ -180,6 +180,25 @@ def for_rows_of(args: Arguments, sizes: Sequence[int], emit: Callable[[int], Non
     for_row_tiles(args.m, sizes, emit, args.least, args.most)
 
 
+def ranges_of(
+    task: Expr, tasks: int, split: str, tiles: Expr, block_rows: int, bounds: Buffer
+) -> tuple[tuple[Expr, Expr], tuple[Expr, Expr]]:
+    """What one task of a kernel over row tiles and block rows does: the range of each.
+
+    Args:
+        task: Its number.
+        tasks: How many there are.
+        split: What they share: ``rows``, in equal parts, or ``outputs``, as ``bounds`` say.
+        tiles: Row tiles.
+        block_rows: Block rows of W.
+        bounds: int32 [tasks + 1], the block rows of each task.
+    """
+    if split == "rows":
+        return share(tiles, task, tasks), (T.int64(0), T.int64(block_rows))
+    first, last = (T.cast(bounds[task + end], "int64") for end in (0, 1))
+    return (T.int64(0), tiles), (first, last)
+
+
 def for_row_tiles(
     m: Expr,
     sizes: Sequence[int],

@@ -106,12 +106,8 @@ class Nest:
         rows_outside = self._outer == "rows"
 
         def task(p: Expr) -> None:
-            tile_range = (T.int64(0), tiles)
-            row_range = (T.int64(0), T.int64(self._block_rows))
-            if self._split == "rows":
-                tile_range = emit.share(tiles, p, self._tasks)
-            else:
-                row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
+            ranges = emit.ranges_of(p, self._tasks, self._split, tiles, self._block_rows, bounds)
+            tile_range, row_range = ranges
             first, second = (tile_range, row_range) if rows_outside else (row_range, tile_range)
             with emit.loop(*first) as i, emit.loop(*second) as j, emit.opaque():
                 tile, block_row = (i, j) if rows_outside else (j, i)

@@ -65,12 +65,8 @@ def generate(
         bounds = args.operands[3]
 
         def task(p: Expr) -> None:
-            tile_range = (T.int64(0), tiles)
-            row_range = (T.int64(0), T.int64(block_rows))
-            if split == "rows":
-                tile_range = emit.share(tiles, p, tasks)
-            else:
-                row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
+            ranges = emit.ranges_of(p, tasks, split, tiles, block_rows, bounds)
+            tile_range, row_range = ranges
             with emit.opaque():
                 sums = T.sblock_alloc_buffer((rows, bh), "float32")
                 with emit.loop(*tile_range) as i, emit.loop(*row_range) as j, emit.opaque():
