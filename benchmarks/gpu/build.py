@@ -2,7 +2,7 @@
 
 build/gpu/kernels.json      what there is: template, configuration, file names
 build/gpu/<kernel>.so       host code;  <source hash>.fatbin  what runs on the device
-build/gpu/<case>-<cut>.npz  where the groups of a case's weight lie, for each way to cut it
+build/gpu/<case>-<cut>.npz  what of a case's weight goes where, for each way to cut it
 build/gpu/rt                TVM's runtime libraries
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -22,13 +23,21 @@ import numpy as np
 
 from benchmarks.gpu.cases import DTYPE, Case, all_cases
 from bscompile.formats import BlockSparseMatrix
-from bscompile.targets.base import HardwareSpec, Problem
+from bscompile.targets.base import HardwareSpec, KernelTemplate, Problem
 from bscompile.targets.cuda.build import compile_kernel, cuda_source
 from bscompile.targets.cuda.hardware import hardware
-from bscompile.targets.cuda.kernels.packing import pack_steps
-from bscompile.targets.cuda.kernels.steps import FewRows, StepTemplate, TensorCores
+from bscompile.targets.cuda.kernels.bands import pack_bands
+from bscompile.targets.cuda.kernels.packing import Operands, cut_rows, pack_steps
+from bscompile.targets.cuda.kernels.steps import FewRows, TensorCores
+from bscompile.targets.cuda.kernels.wgmma import Wgmma
 
-_PER_ROWS = {1: 1, 16: 2, 256: 2, 4096: 3}  # rows of x -> configurations, best by cost first
+#: Rows of x -> templates, each with how many of its configurations, best by cost first.
+_PER_ROWS: dict[int, tuple[tuple[Callable[[str], KernelTemplate], int], ...]] = {
+    1: ((FewRows, 1),),
+    16: ((TensorCores, 2), (Wgmma, 1)),
+    256: ((TensorCores, 1), (Wgmma, 2)),
+    4096: ((TensorCores, 1), (Wgmma, 3)),
+}
 
 Compile = Callable[[str, str], bytes]  # (source, architecture) -> code
 
@@ -39,13 +48,12 @@ def build(folder: Path, arch: str, compile_code: Compile, small: bool = False) -
     folder.mkdir(parents=True, exist_ok=True)
     started, kernels, cases = time.perf_counter(), {}, []
     for case in all_cases(small):
-        weight = _pattern(case)
         uses = []
-        for problem, template, config in _plans(case, weight.nnzb, machine, small):
-            cut = f"t{config['tile']}g{config['group']}"
+        for problem, template, config in _plans(case, machine, small):
+            cut = "".join(f"{key[0]}{config[key]}" for key in _CUTS if key in config)
             places = folder / f"{case.name}-{cut}.npz"
             if not places.exists():
-                _write_places(places, weight, problem, template, config)
+                _write_places(places, case, problem, template, config)
             spelled = "-".join(f"{key[0]}{value}" for key, value in sorted(config.items()))
             name = f"{template.name}-{case.n}x{case.k}-{spelled}"
             if name not in kernels:
@@ -62,67 +70,81 @@ def build(folder: Path, arch: str, compile_code: Compile, small: bool = False) -
 
 
 def _plans(
-    case: Case, nnzb: int, machine: HardwareSpec, small: bool
-) -> list[tuple[Problem, StepTemplate, dict[str, Any]]]:
+    case: Case, machine: HardwareSpec, small: bool
+) -> list[tuple[Problem, KernelTemplate, dict[str, Any]]]:
     """The configurations worth timing for a case, each once."""
-    found: dict[str, tuple[Problem, StepTemplate, dict[str, Any]]] = {}
-    block = (case.block, case.block)
-    for rows, count in _PER_ROWS.items():
-        template = FewRows("block_sparse") if rows <= 4 else TensorCores("block_sparse")
+    found: dict[str, tuple[Problem, KernelTemplate, dict[str, Any]]] = {}
+    block = (case.block, case.block) if case.form == "block_sparse" else (1, 1)
+    live = int(case.mask().sum()) * case.block**2 // (block[0] * block[1])
+    for rows, templates in _PER_ROWS.items():
         problem = Problem(
-            *("block_sparse", None, case.n, case.k, block, nnzb, 0, DTYPE, ("bias", "relu")),
+            *(case.form, None, case.n, case.k, block, live, 0, DTYPE, ("bias", "relu")),
             typical_m=rows,
             x_dtype=DTYPE,
             y_dtype=DTYPE,
         )
-        for config in template.space(problem, machine)[: 1 if small else count]:
-            found.setdefault(
-                f"{template.name} {sorted(config.items())}", (problem, template, dict(config))
-            )
+        for kind, count in templates:
+            template = kind(case.form)
+            for config in template.space(problem, machine)[: 1 if small else count]:
+                found.setdefault(
+                    f"{template.name} {sorted(config.items())}", (problem, template, dict(config))
+                )
     return list(found.values())
 
 
-def _pattern(case: Case) -> BlockSparseMatrix:
-    mask = np.kron(case.mask(), np.ones((case.block, case.block), np.int8))
-    return BlockSparseMatrix.from_dense(mask, (case.block, case.block))
+_CUTS = ("tile", "bands", "group", "chunk")  # what of a configuration decides how W is packed
 
 
 def _write_places(
-    path: Path,
-    weight: BlockSparseMatrix,
-    problem: Problem,
-    template: StepTemplate,
-    config: dict[str, Any],
+    path: Path, case: Case, problem: Problem, template: KernelTemplate, config: dict[str, Any]
 ) -> None:
-    layout = template.layout(problem, config)
-    operands = dict(pack_steps(weight, layout, "int8"))
-    groups = operands["values"].reshape(-1, layout.rows, layout.step // layout.group, layout.group)
+    """The operands, with the places in W where the numbers of ``values`` come from.
+
+    A run of ``run`` numbers lies side by side in W, too; each is named by the first one's place,
+    in runs, and -1 where it is zeros. What is written are the differences of these names.
+    """
+    mask = np.kron(case.mask(), np.ones((case.block, case.block), np.int32))
+    numbered = mask * np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape)
+    (_, values), *others = _pack(numbered, case, problem, template, config)
+    run = math.gcd(int(config["group"]), 8)
+    # Any number of a run tells the first one's place: blocks that are live begin at runs.
+    runs = values.reshape(-1, run).max(axis=1).astype(np.int64) - 1
+    names = np.where(runs < 0, -1, runs // run).astype(np.int32)
     np.savez_compressed(
         path,
-        starts=operands["starts"],
-        indptr=operands["indptr"],
-        order=operands["order"],
-        live=groups.any(axis=(1, 3)),
-        unit=layout.unit(weight.shape[1]),
-        group=layout.group,
-        tile=layout.rows,
+        shape=values.shape,
+        run=run,
+        names=np.diff(names, prepend=np.int32(0)),
+        **{f"other{number}": array for number, (_, array) in enumerate(others)},
     )
+
+
+def _pack(
+    weight: np.ndarray, case: Case, problem: Problem, template: Any, config: dict[str, Any]
+) -> Operands:
+    """As the template packs it, but whole numbers."""
+    if case.form == "block_sparse":
+        weight = BlockSparseMatrix.from_dense(weight, problem.block)
+    if isinstance(template, Wgmma):
+        return pack_bands(weight, int(config["bands"]), int(config["group"]), "int32")
+    steps = pack_steps(weight, template.layout(problem, config), "int32")
+    return cut_rows(steps, int(config["chunk"])) if "chunk" in config else steps
 
 
 def _write_kernel(
     folder: Path,
     name: str,
     problem: Problem,
-    template: StepTemplate,
+    template: KernelTemplate,
     config: dict[str, Any],
     machine: HardwareSpec,
     compile_code: Compile,
 ) -> dict[str, Any]:
     # The first axes are symbolic, so a kernel serves every weight that is cut the same way.
-    tiny = np.zeros((problem.n, problem.k), np.float32)
-    kernel = template.build(
-        problem, BlockSparseMatrix.from_dense(tiny, problem.block), config, machine
-    )
+    zeros: Any = np.zeros((problem.n, problem.k), np.float32)
+    if problem.form == "block_sparse":
+        zeros = BlockSparseMatrix.from_dense(zeros, problem.block)
+    kernel = template.build(problem, zeros, config, machine)
     executable = compile_kernel(kernel.prim_func, machine)
     source = cuda_source(executable)
     executable.export_library(str(folder / f"{name}.so"))

@@ -22,8 +22,8 @@ class Case:
         shape: Name in SHAPES, or a name of its own.
         n: Outputs.
         k: Inputs.
-        block: Side of the trained block.
-        density: Share of live blocks.
+        block: Side of the trained block; 64 of a dense weight.
+        density: Share of live blocks; 1 of a dense weight.
     """
 
     shape: str
@@ -37,6 +37,11 @@ class Case:
         """Also the name of its file of places."""
         return f"{self.shape}-b{self.block}-d{round(self.density * 100)}"
 
+    @property
+    def form(self) -> str:
+        """In which it is built."""
+        return "dense" if self.density == 1 else "block_sparse"
+
     def mask(self) -> np.ndarray:
         """Bool [n / block, k / block]: the same on every machine."""
         rng = np.random.default_rng(self.n + self.k + self.block + round(1000 * self.density))
@@ -46,10 +51,15 @@ class Case:
 def all_cases(small: bool) -> list[Case]:
     """Every case; a few small ones for a dry run."""
     if small:
-        return [Case("small", 128, 128, 16, 0.3), Case("small", 128, 128, 8, 0.2)]
+        return [
+            Case("small", 128, 128, 16, 0.3),
+            Case("small", 128, 128, 8, 0.2),
+            Case("small", 128, 128, 64, 1),
+        ]
+    weights = [(block, density) for block in BLOCKS for density in DENSITIES]
+    weights += [*((block, 0.1) for block in TRAINED), (64, 1.0)]
     return [
         Case(shape, n, k, block, density)
         for shape, (n, k) in SHAPES.items()
-        for block in (*BLOCKS, *TRAINED)
-        for density in (DENSITIES if block in BLOCKS else (0.1,))
+        for block, density in weights
     ]

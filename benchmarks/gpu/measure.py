@@ -125,12 +125,12 @@ def _measure(
         if use["kernel"] not in loaded:
             loaded[use["kernel"]] = device.load(folder / kernel["library"])
         function = loaded[use["kernel"]]
-        values, starts, indptr, order = pack(weight, folder / use["places"], place)
+        values, *others = pack(weight, folder / use["places"], place)
         y = torch.full((m, case.n), math.nan, device=place, dtype=torch.bfloat16)
-        function(x, values, starts, indptr, order, bias, y)
+        function(x, values, *others, bias, y)
         error = relative(y, wanted)
         calls = [
-            lambda v=v: function(x, v, starts, indptr, order, bias, y)  # noqa: B023
+            lambda v=v: function(x, v, *others, bias, y)  # noqa: B023
             for v in _copies(values, device.cache_bytes, most=16)
         ]
         add(f"ours: {use['kernel']}", device.time(calls), error)
@@ -174,25 +174,14 @@ def make_weight(case: Case, place: str) -> torch.Tensor:
 
 
 def pack(weight: torch.Tensor, places: Path, place: str) -> tuple[torch.Tensor, ...]:
-    """Values, starts, indptr and order as the kernels take them, gathered on the device."""
+    """The packed weight and what goes with it, as the kernels take them, in their order."""
     with np.load(places) as held:
-        starts, indptr, order, live = (held[key] for key in ("starts", "indptr", "order", "live"))
-        unit, group, tile = (int(held[key]) for key in ("unit", "group", "tile"))
-    tile_of = np.repeat(order, np.diff(indptr)).astype(np.int64)
-    rows = torch.from_numpy(tile_of[:, None] * tile + np.arange(tile)).to(place)
-    columns = starts.astype(np.int64)[:, :, None] * unit + np.arange(group)
-    columns = torch.from_numpy(columns.reshape(len(starts), -1)).to(place)
-    keep = torch.from_numpy(np.repeat(live, group, axis=1)).to(place)
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, int(rows.max()) + 1 - len(weight)))
-    values = torch.cat(
-        [  # a few steps at a time: the indices are wide
-            padded[rows[i : i + 4096, :, None], columns[i : i + 4096, None, :]]
-            for i in range(0, len(rows), 4096)
-        ]
-    )
-    values = (values * keep[:, None, :]).contiguous()
-    arrays = (torch.from_numpy(array).to(place) for array in (starts, indptr, order))
-    return values, *arrays
+        names, run = torch.from_numpy(held["names"].cumsum()).to(place), int(held["run"])
+        shape = tuple(int(side) for side in held["shape"])
+        others = [held[f"other{i}"] for i in range(len(held.files) - 3)]
+    runs = torch.cat([weight.reshape(-1, run), weight.new_zeros(1, run)])  # -1 is the zeros
+    values = runs[names].reshape(shape)
+    return values, *(torch.from_numpy(array).to(place) for array in others)
 
 
 def measure_ceilings(device: Any, side: int) -> Ceilings:
