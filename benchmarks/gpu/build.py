@@ -26,7 +26,7 @@ from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Problem
 from bscompile.targets.cuda.build import compile_kernel, cuda_source
 from bscompile.targets.cuda.hardware import hardware
-from bscompile.targets.cuda.kernels.bands import pack_bands
+from bscompile.targets.cuda.kernels.bands import BAND, pack_bands
 from bscompile.targets.cuda.kernels.packing import Operands, cut_rows, pack_steps
 from bscompile.targets.cuda.kernels.steps import FewRows, TensorCores
 from bscompile.targets.cuda.kernels.wgmma import Wgmma
@@ -101,32 +101,37 @@ def _write_places(
     """The operands, with the places in W where the numbers of ``values`` come from.
 
     A run of ``run`` numbers lies side by side in W, too; each is named by the first one's place,
-    in runs, and -1 where it is zeros. What is written are the differences of these names.
+    in runs, and -1 where it is padding. The names are written as differences to the row above and
+    to the left, which are nearly all the same.
     """
-    mask = np.kron(case.mask(), np.ones((case.block, case.block), np.int32))
-    numbered = mask * np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape)
-    (_, values), *others = _pack(numbered, case, problem, template, config)
+    (_, values), *others = _pack(case, problem, template, config)
     run = math.gcd(int(config["group"]), 8)
-    # Any number of a run tells the first one's place: blocks that are live begin at runs.
-    runs = values.reshape(-1, run).max(axis=1).astype(np.int64) - 1
-    names = np.where(runs < 0, -1, runs // run).astype(np.int32)
+    first = values[..., ::run].astype(np.int32) - 1
+    names = np.where(first < 0, -1, first // run).astype(np.int32)
+    zero = np.int32(0)
     np.savez_compressed(
         path,
-        shape=values.shape,
         run=run,
-        names=np.diff(names, prepend=np.int32(0)),
+        names=np.diff(np.diff(names, axis=1, prepend=zero), axis=2, prepend=zero),
         **{f"other{number}": array for number, (_, array) in enumerate(others)},
     )
 
 
-def _pack(
-    weight: np.ndarray, case: Case, problem: Problem, template: Any, config: dict[str, Any]
-) -> Operands:
-    """As the template packs it, but whole numbers."""
+def _pack(case: Case, problem: Problem, template: Any, config: dict[str, Any]) -> Operands:
+    """As the template packs the case's weight, with 1 + its place in W for each number."""
+    group, wgmma = int(config["group"]), isinstance(template, Wgmma)
+    rows = BAND if wgmma else int(config["tile"])
+    place = np.arange(1, case.n * case.k + 1, dtype=np.int32).reshape(case.n, case.k)
+    live = np.kron(case.mask(), np.ones((case.block, case.block), bool))
+    tiles = BlockSparseMatrix.from_dense(live.astype(np.int8), (rows, group))
+    whole = BlockSparseMatrix(  # also what is zero in a tile has a place
+        np.ones_like(tiles.values), tiles.indices, tiles.indptr, tiles.shape
+    )
+    weight: Any = whole.to_dense() * place
     if case.form == "block_sparse":
-        weight = BlockSparseMatrix.from_dense(weight, problem.block)
-    if isinstance(template, Wgmma):
-        return pack_bands(weight, int(config["bands"]), int(config["group"]), "int32")
+        weight = BlockSparseMatrix.from_dense(weight, (rows, group))
+    if wgmma:
+        return pack_bands(weight, int(config["bands"]), group, "int32")
     steps = pack_steps(weight, template.layout(problem, config), "int32")
     return cut_rows(steps, int(config["chunk"])) if "chunk" in config else steps
 

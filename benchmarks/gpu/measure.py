@@ -176,11 +176,11 @@ def make_weight(case: Case, place: str) -> torch.Tensor:
 def pack(weight: torch.Tensor, places: Path, place: str) -> tuple[torch.Tensor, ...]:
     """The packed weight and what goes with it, as the kernels take them, in their order."""
     with np.load(places) as held:
-        names, run = torch.from_numpy(held["names"].cumsum()).to(place), int(held["run"])
-        shape = tuple(int(side) for side in held["shape"])
-        others = [held[f"other{i}"] for i in range(len(held.files) - 3)]
+        names = torch.from_numpy(held["names"].cumsum(axis=2).cumsum(axis=1)).to(place)
+        run = int(held["run"])
+        others = [held[f"other{i}"] for i in range(len(held.files) - 2)]
     runs = torch.cat([weight.reshape(-1, run), weight.new_zeros(1, run)])  # -1 is the zeros
-    values = runs[names].reshape(shape)
+    values = runs[names].reshape(*names.shape[:2], -1)
     return values, *(torch.from_numpy(array).to(place) for array in others)
 
 

@@ -22,11 +22,18 @@ from bscompile.targets.cuda.hardware import architectures
 from bscompile.targets.cuda.kernels.band_shape import BandShape
 from bscompile.targets.cuda.kernels.bands import BAND, BAND_BYTES, STEP, band_layout, pack_bands
 from bscompile.targets.cuda.kernels.packing import expected_steps, groups_for, live_share
-from bscompile.targets.cuda.kernels.roofline import WGMMA_SHARE, Work, ends_bytes, seconds
+from bscompile.targets.cuda.kernels.roofline import (
+    STEP_SECONDS,
+    WGMMA_SHARE,
+    Work,
+    ends_bytes,
+    seconds,
+)
 from bscompile.targets.cuda.kernels.steps import HALVES
 
 _ALIGNED = 8  # inputs in 16 bytes: TMA sees only matrices whose rows begin at such places
 _NARROWEST = 16  # inputs of a group: one wgmma takes as many
+_STORE_SECONDS = 1e-7  # that 16 rows take to y: some two hundred cycles
 _STAGES = (8, 6, 5, 4, 3, 2)
 _MOST = 24  # configurations worth a try
 
@@ -62,10 +69,14 @@ class Wgmma(KernelTemplate):
         kept = steps * shape.bands * _live_bands(problem, shape)
         # wgmma reads 64 + n rows of 32 bytes in the time of n / 2 cycles, at 128 bytes a cycle.
         fed = min(1.0, 2 * shape.columns / (BAND + shape.columns))
+        rate = hardware.peak_gflops[problem.dtype] * 1e9 * WGMMA_SHARE * fed
+        operations = 2.0 * kept * BAND * STEP * shape.rows / tile_rows  # of one tile
+        # What a tile's end takes goes on beside loads and beside another block's products.
+        end = (STEP_SECONDS + shape.columns / 16 * _STORE_SECONDS) / shape.resident(hardware)
         work = Work(
             blocks=tile_rows * tiles,
-            operations=2.0 * kept * BAND * STEP * tiles * shape.rows,
-            rate=hardware.peak_gflops[problem.dtype] * 1e9 * WGMMA_SHARE * fed,
+            operations=operations * tile_rows * tiles,
+            rate=operations / (operations / rate + end),
             near_bytes=tiles * (steps * shape.x_bytes + kept * BAND_BYTES / shape.cluster),
             far_bytes=kept * BAND_BYTES + ends_bytes(problem),
             depth=steps / tile_rows / max(1, shape.stages - 1),

@@ -68,6 +68,9 @@ _SOURCES = {
     "prefetch_map": """(unsigned long long map) {
   asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
 }""",
+    "aligned": """(const void* at) {
+  if (__cvta_generic_to_shared(at) % 1024) __trap();  // the launch fails, rather than the sums
+}""",
     # Meetings of a block, a cluster, 128 threads.
     "block_sync": """() {
   __syncthreads();

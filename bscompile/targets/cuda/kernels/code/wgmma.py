@@ -83,6 +83,7 @@ class _Body:
         thread = T.thread_id([shape.threads])
         self._reserve()
         with T.If(thread == 0), T.Then():
+            hopper.call("aligned", self._x.ptr_to([0, 0]))
             hopper.call("prefetch_map", T.address_of(tile_map))
             with T.unroll(shape.stages) as stage:
                 hopper.call("barrier_init", self._full.ptr_to([stage]), 1)
