@@ -5,7 +5,7 @@ with its convolutions. Both forms of export. Printed: test accuracy of torch and
 how many of the 360 answers are the same class, and in how many layers the compiler counts as many
 live blocks as were trained. A layer may have fewer: units that no live block reads or writes are
 removed with the blocks that they had ("shrunk"). Or the compiler keeps another description
-("other"), where the factors hold more numbers than the few live blocks do.
+("other"), where the few live blocks of a small layer are cheaper than its factors.
 
     python -m benchmarks.trained_models [--only NAME ...] [--epochs 12 4]
 """
