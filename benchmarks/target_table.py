@@ -5,6 +5,8 @@ are made anew and kept in results/targets.json; then the table on the page is wr
 
     max error   of the numeric suite: |got - wanted| over the largest |wanted|, per weight dtype
     models      whole models of 16x16 blocks that equal onnxruntime, with their largest error
+    against dense   dense over 10 % of 16x16 blocks, from results/sparse_against_dense.json; by
+                time on a device, else by what is counted
     blocks      what a layer of 768 x 768, a tenth of its blocks live, runs as at 128 rows
 """
 
@@ -33,6 +35,7 @@ from tests.targets.adapters import adapters
 from tests.targets.numeric_suite import Adapter, results
 
 RESULTS = Path(__file__).parent / "results" / "targets.json"
+RATIOS = Path(__file__).parent / "results" / "sparse_against_dense.json"
 PAGE = Path(__file__).parent.parent / "docs" / "targets.md"
 MARKS = ("<!-- table: python -m benchmarks.target_table -->", "<!-- end of table -->")
 #: What runs the kernels where it is not the machine itself.
@@ -155,14 +158,27 @@ def line(target: str, row: dict[str, Any]) -> str:
     errors = ", ".join(f"{d} {e:.0e}" for d, e in row.get("errors", {}).items())
     ran = ", ".join(row.get("models", {}))
     a, b = (row["blocks"][size] for size in ("16x16", "8x8"))
-    return f"| `{target}` | {row['on']} | {errors or '-'} | {ran or '-'} | {a} | {b} |"
+    cells = (row["on"], errors or "-", ran or "-", against_dense(target) or "-", a, b)
+    return f"| `{target}` | {' | '.join(cells)} |"
+
+
+def against_dense(target: str) -> str:
+    """Ratio to the target's own dense kernel by dtype, and what was measured."""
+    known = json.loads(RATIOS.read_text()).get(target) if RATIOS.exists() else None
+    if known is None:
+        return ""
+    pairs = {dtype: blocks["16"] for dtype, blocks in known["seconds"].items()}
+    told = ", ".join(f"{dtype} {dense / sparse:.1f}" for dtype, (dense, sparse) in pairs.items())
+    unit = next(u for u in ("packets", "instructions", "cycles", "time") if u in known["counts"])
+    return f"{told} ({unit})"
 
 
 def write_page(rows: dict[str, Any]) -> None:
     """Replace what stands between the marks on the page."""
     head = (
         "| target | executed on | max error, by dtype of the weights | models "
-        "| 16x16-trained runs as | 8x8-trained runs as |\n|---|---|---|---|---|---|"
+        "| dense / 10 % of 16x16 blocks | 16x16-trained runs as | 8x8-trained runs as |\n"
+        "|---|---|---|---|---|---|---|"
     )
     table = "\n".join([MARKS[0], head, *(line(t, rows[t]) for t in sorted(rows)), MARKS[1]])
     text = PAGE.read_text()

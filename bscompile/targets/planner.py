@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import LinearOp, Weight, dense_weight
+from bscompile.dialect.precision import PRECISIONS
 from bscompile.errors import TargetError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import (
@@ -94,10 +95,7 @@ def plan_rows(
     templates = templates_for(op, problem, context)
     dense = _price(_dense(op, problem), templates, context)
     if dense is None:
-        raise TargetError(
-            f"{op.name}: target {context.target.name} has no kernel for {dtype.name}",
-            "build with --dtype float32",
-        )
+        raise _lacking(op, problem, context)
     entries = (_price(c, templates, context, admits) for c in candidates(op, problem))
     priced = sorted(
         (entry for entry in entries if entry is not None), key=lambda entry: entry.seconds
@@ -171,6 +169,24 @@ def _price(
                     best = _Priced(candidate, template.name, config, cost)
                 break  # a space begins with its cheapest
     return best
+
+
+def _lacking(op: LinearOp, problem: Problem, context: TargetContext) -> TargetError:
+    """No template takes a dtype: say which ones some template takes."""
+    named = ":".join(filter(None, (context.target.name, context.variant)))
+    taken = [
+        precision
+        for precision in PRECISIONS
+        if _price(
+            _dense(op, problem_of(op, problem.m, PRECISIONS[precision])),
+            templates_for(op, problem, context),
+            context,
+        )
+    ]
+    return TargetError(
+        f"{op.name}: target {named} has no kernel for {problem.dtype}",
+        f"build with --dtype {' or '.join(taken)}",
+    )
 
 
 def _dense(op: LinearOp, problem: Problem) -> Candidate:

@@ -25,7 +25,7 @@ def context():
         isa="avx512",
         features=(),
         cores=2,
-        peak_gflops={"float32": 118.0},
+        peak_gflops={"float32": 118.0, "int8": 118.0},
         memory_gbps=30.0,
         cache_bytes=(32 << 10, 1 << 20, 32 << 20),
         cache_gbps=(197.0, 112.0, 99.0),
@@ -117,7 +117,7 @@ def test_a_dense_layer_stays_dense(context):
 
 def test_a_dtype_without_a_kernel_is_refused(context):
     op = LinearOp("layer 7", np.ones((64, 32), np.float16))
-    with pytest.raises(TargetError, match="layer 7: target cpu has no kernel for float16"):
+    with pytest.raises(TargetError, match="layer 7: target cpu:avx512 has no kernel for float16"):
         plan(op, 128, np.dtype(np.float16), context)
 
 

@@ -1,0 +1,124 @@
+"""What a user can get wrong about a target: one line, a code, and nothing written."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import onnx
+import pytest
+
+from bscompile.cli import main
+from bscompile.devices import opencl as opencl_device
+from bscompile.devices import systolic as simulator
+from bscompile.targets import native
+from tests.targets.static_running import missing, sparse_mlp
+
+#: (target, dtype that it lacks, what it has)
+LACKING = [
+    ("cpu:aarch64-sve", "fp16", "float32 or int8"),
+    ("cpu:riscv64", "fp16", "float32 or bfloat16 or int8"),
+    ("cpu:riscv64-vla", "bf16", "float32 or int8"),
+    ("hexagon", "fp16", "float32 or bfloat16 or int8"),
+    ("opencl:any", "int8", "float32"),
+    ("webgpu", "bf16", "float32"),
+    ("metal", "int8", "float32"),
+    ("rocm", "bf16", "float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(sparse_mlp(), path)
+    return path
+
+
+def refused(capsys, *words):
+    """The one line that a command says."""
+    code = main([str(word) for word in words])
+    told = capsys.readouterr()
+    assert code not in (0, 70), told  # 70 is a bug of ours
+    assert told.out == ""
+    (line,) = (line for line in told.err.splitlines() if line.startswith("bscompile: "))
+    return line.removeprefix("bscompile: ")
+
+
+@pytest.mark.parametrize(("target", "dtype", "known"), LACKING)
+def test_a_dtype_that_it_lacks(target, dtype, known, model, tmp_path, capsys):
+    out = tmp_path / "model.bsc"
+    line = refused(capsys, "build", model, "--target", target, "--dtype", dtype, "-o", out, "-q")
+    assert f"target {target} has no kernel for " in line
+    assert f"(build with --dtype {known}" in line
+    assert not out.exists()
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch, tmp_path):
+    """No program on the path, no optional package, nothing in the cache."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native.machines, "find_zig", list)
+    for name in ("pyopencl", "wgpu"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for cached in (opencl_device.find, opencl_device.limits):
+        cached.cache_clear()
+    yield
+    for cached in (opencl_device.find, opencl_device.limits):
+        cached.cache_clear()
+
+
+#: (target, why it cannot be tried here, the package that its line names to run an artifact)
+ARTIFACTS = [
+    ("cpu:aarch64", partial(missing, "aarch64"), "apt-get install qemu-user"),
+    ("cpu:riscv64-vla", partial(missing, "riscv64"), "apt-get install qemu-user"),
+    ("hexagon", partial(missing, "hexagon"), "apt-get install qemu-user"),
+    ("opencl:any", str, "pip install 'bscompile[opencl]'"),
+    ("webgpu", str, "pip install 'bscompile[webgpu]'"),
+    ("systolic", str, "apt-get install verilator"),
+]
+
+
+@pytest.fixture(scope="module")
+def artifacts(model, tmp_path_factory):
+    """Target -> its artifact, made while everything is installed."""
+    folder, made = tmp_path_factory.mktemp("artifacts"), {}
+    for number, (target, reason, _) in enumerate(ARTIFACTS):
+        if not reason():
+            made[target] = folder / f"{number}.bsc"
+            dtype = "int8" if target == "systolic" else "float32"
+            options = ["--target", target, "--dtype", dtype, "-o", str(made[target]), "-q"]
+            assert main(["build", str(model), *options]) == 0
+    return made
+
+
+@pytest.mark.parametrize("target", [target for target, *_ in ARTIFACTS])
+def test_an_artifact_without_what_runs_it(target, artifacts, nothing_installed, model, capsys):
+    if target not in artifacts:
+        pytest.skip("it cannot be built here")
+    capsys.readouterr()
+    package = next(package for name, _, package in ARTIFACTS if name == target)
+    assert package in refused(capsys, "verify", artifacts[target], model)
+
+
+@pytest.mark.parametrize(
+    ("target", "package"),
+    [
+        ("cpu:aarch64", "gcc-aarch64-linux-gnu"),
+        ("cpu:aarch64-sme", "gcc-aarch64-linux-gnu"),
+        ("cpu:riscv64", "gcc-riscv64-linux-gnu"),
+        ("hexagon", "pip install ziglang"),
+        ("opencl", "pip install 'bscompile[opencl]'"),
+    ],
+)
+def test_a_build_without_its_tools(target, package, nothing_installed, model, tmp_path, capsys):
+    out = tmp_path / "model.bsc"
+    line = refused(capsys, "build", model, "--target", target, "-o", out, "-q")
+    assert package in line
+    assert not out.exists()
+
+
+def test_an_array_that_there_is_not(model, tmp_path, capsys):
+    line = refused(capsys, "build", model, "--target", "systolic:64", "-o", tmp_path / "m.bsc")
+    assert "unknown variant '64' of target systolic" in line
+    assert all(str(size) in line for size in simulator.SIZES)
