@@ -21,6 +21,7 @@ from bscompile.importer.name_dimensions import name_dimensions
 from bscompile.importer.skeleton import Tensors
 from bscompile.importer.spell_out import spell_out
 from bscompile.importer.text import one_line
+from bscompile.importer.unroll_recurrent import unroll_recurrent
 from bscompile.passes.graph import nbytes_of
 
 # Bodies of our functions use Gelu, and a model may not mix versions of an operator.
@@ -64,6 +65,8 @@ def normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
                 hint=f"export with opset_version={LOWEST_OPSET_AFTER_IMPORT}",
             ) from None
     skeleton = _infer_shapes(skeleton)
+    unrolled = unroll_recurrent(skeleton)
+    skeleton = skeleton if unrolled is None else _infer_shapes(unrolled)
     spelled = spell_out(skeleton)
     skeleton = skeleton if spelled is None else _infer_shapes(spelled)
     name_dimensions(skeleton)

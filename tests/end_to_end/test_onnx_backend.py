@@ -22,8 +22,9 @@ _SAMPLE = """
     test_conv_with_strides_and_asymmetric_padding test_dequantizelinear_axis test_div_bcast
     test_dropout_default_mask test_einsum_batch_matmul test_equal_bcast test_erf
     test_expand_dim_changed[constants] test_gather_negative_indices test_gelu_tanh_1
-    test_gemm_all_attributes test_globalaveragepool test_isinf_negative
-    test_layer_normalization_4d_axis2 test_less_equal_bcast test_matmul_4d test_maxpool_2d_ceil
+    test_gemm_all_attributes test_globalaveragepool test_gru_batchwise test_isinf_negative
+    test_layer_normalization_4d_axis2 test_less_equal_bcast test_lstm_batchwise
+    test_matmul_4d test_maxpool_2d_ceil
     test_mod_mixed_sign_float16 test_neg test_pow_types_int32_float32 test_quantizelinear_axis
     test_range_int32_type_negative_delta[constants]
     test_reduce_log_sum_exp_keepdims_random[constants] test_reduce_mean_keepdims_random[constants]

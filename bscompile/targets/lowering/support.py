@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from bscompile.errors import ModelError
+from bscompile.importer.unroll_recurrent import MAX_STEPS
 from bscompile.passes.graph import is_op
 from bscompile.targets.lowering.converters import Converter, find_converter
 from bscompile.targets.lowering.limits import limit_of
@@ -103,11 +104,19 @@ def converter_of(node: ir.Node, opset: int) -> Converter:
     if converter is not None:
         return converter
     domain = node.domain or "ai.onnx"
+    hint = "write it with other operators when exporting, or add a converter"
     raise ModelError(
         f"operator {domain}::{node.op_type} (opset {opset}) of node {_label(node)} "
         "cannot be compiled",
-        "write it with other operators when exporting, or add a converter",
+        _RECURRENT if is_op(node, "GRU", "LSTM", "RNN") else hint,
     )
+
+
+#: What is left of these after importer/unroll_recurrent.py.
+_RECURRENT = (
+    f"give the sequence a fixed length of at most {MAX_STEPS}, such as by --dim; lengths by batch "
+    "entry, peepholes, clipping and unusual activations are not supported"
+)
 
 
 def _label(node: ir.Node) -> str:
