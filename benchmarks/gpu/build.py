@@ -65,7 +65,6 @@ def build(folder: Path, arch: str, compile_code: Compile, small: bool = False) -
         cases.append({**asdict(case), "uses": uses})
     listed = {"arch": arch, "dtype": DTYPE, "kernels": kernels, "cases": cases, "small": small}
     (folder / "kernels.json").write_text(json.dumps(listed, indent=1))
-    _copy_runtime(folder / "rt")
     return len(kernels)
 
 
@@ -164,7 +163,8 @@ def _write_kernel(
     }
 
 
-def _copy_runtime(folder: Path) -> None:
+def copy_runtime(folder: Path) -> None:
+    """TVM's runtime libraries, for a machine without the tvm package."""
     package = importlib.util.find_spec("tvm")
     assert package is not None
     assert package.origin is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -22,10 +23,58 @@ def page(found: dict[str, Any]) -> str:
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in found["rows"]:
         groups.setdefault((row["case"], row["rows"]), []).append(row)
-    lines += [_line(case, rows, group) for (case, rows), group in groups.items()]
+    lines += [
+        _line(case, rows, group)
+        for (case, rows), group in groups.items()
+        if any(row["runner"] == "cublas" for row in group)
+    ]
+    lines += [*_factorized(groups), *_calls(found.get("calls", []))]
     wrong = [row for row in found["rows"] if not row["error"] < 8e-3]
     lines += ["", f"{len(wrong)} of {len(found['rows'])} results are outside the tolerance."]
     return "\n".join(lines) + "\n"
+
+
+def _factorized(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
+    """The winner table: a factorized layer, and the same pattern in blocks where it was timed."""
+    lines = [
+        "",
+        "| factorized case | rows | ours us | over cuBLAS | of the roof | in blocks us | wins |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    before = len(lines)
+    for (case, rows), group in groups.items():
+        for row in group:
+            if row["runner"] != "ours: kronecker":
+                continue
+            blocks = [
+                other["us"]
+                for other in groups.get((case.rpartition("-")[0], rows), [])
+                if other["runner"].startswith("ours") and other["error"] < 8e-3
+            ]
+            other = f"{min(blocks):.2f}" if blocks else ""
+            wins = "" if not blocks else "factors" if row["us"] < min(blocks) else "blocks"
+            cells = [case, str(rows), f"{row['us']:.2f}", f"{row['speedup']:.2f}x"]
+            cells += [f"{row['roof_share']:.0%}", other, wins]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines if len(lines) > before else []
+
+
+def _calls(calls: list[dict[str, Any]]) -> list[str]:
+    """Whole models."""
+    if not calls:
+        return []
+    lines = [
+        "",
+        "| model | dtype | rows | ours us | torch dense us | ours | of the roof | error | right |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for call in calls:
+        peer = call["peer_us"]
+        ratio = ["", ""] if math.isnan(peer) else [f"{peer:.1f}", f"{peer / call['us']:.2f}x"]
+        cells = [call["name"], call["precision"], str(call["rows"]), f"{call['us']:.1f}", *ratio]
+        cells += [f"{call['roof_share']:.0%}", f"{call['error']:.1e}", str(call["right"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _line(case: str, rows: int, group: list[dict[str, Any]]) -> str:
