@@ -84,7 +84,7 @@ def _cases() -> tuple[Case, ...]:
     whole = (*dense, *sparse, *factors)
     # Other dtypes meet each form once or twice: what differs is how weights are read.
     narrow = [
-        *dense[:2], sparse[3], sparse[4], sparse[6], sparse[7], sparse[10], factors[0],
+        *dense[:2], sparse[3], sparse[4], sparse[6], sparse[7], sparse[10], *factors[:3],
     ]  # fmt: skip
     # Rows of x that begin at 16 bytes, as Hopper's tensor memory unit wants them: whole tiles and
     # cut ones, merged blocks, the last inputs covered twice, an empty row of blocks, no live block.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bscompile.targets.base import KernelTemplate
 from bscompile.targets.cuda.kernels.kronecker import KroneckerTemplate
+from bscompile.targets.cuda.kernels.rebuilt import Rebuilt
 from bscompile.targets.cuda.kernels.steps import CudaCores, FewRows, TensorCores
 from bscompile.targets.cuda.kernels.wgmma import Wgmma
 
@@ -14,4 +15,5 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         for kind in (Wgmma, TensorCores, CudaCores, FewRows)
     ),
     KroneckerTemplate(),
+    Rebuilt(),
 )

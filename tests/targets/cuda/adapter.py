@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile.dialect import evaluate
+from bscompile.dialect.precision import precision_of
+from bscompile.formats import KroneckerSum
 from bscompile.targets.cuda.kernels.packing import numpy_dtype
 from tests.targets.cuda import emulator
 from tests.targets.numeric_suite import Adapter
@@ -92,9 +94,19 @@ class CudaAdapter(Adapter):
         if (
             template.endswith(("tensor_cores", "wgmma")) and op.quantization is None
         ):  # they take both sides in the dtype of W
-            values = getattr(op.weight, "values", op.weight)
-            x = x.astype(values.dtype).astype(np.float32)
+            dtype = precision_of(op.weight)
+            x = x.astype(dtype).astype(np.float32)
+            if isinstance(op.weight, KroneckerSum):  # whose blocks are made in that dtype
+                op = op.with_weight(rebuilt(op.weight).astype(dtype))
         return evaluate(op, x, tensors)
+
+
+def rebuilt(weight):
+    """W in float32, its terms added one after the other as the kernels do."""
+    total = np.zeros(weight.shape, np.float32)
+    for a, b in zip(weight.a, weight.b, strict=True):
+        total += np.kron(a.astype(np.float32), b.astype(np.float32))
+    return total
 
 
 ADAPTERS = [CudaAdapter()]

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from bscompile.compiler import CompileOptions, compile_model
 from bscompile.errors import TargetError
+from bscompile.formats import KroneckerSum
 from bscompile.targets.cpu.code.tensors import Tensor
 from bscompile.targets.cuda import TARGET, nvcc, nvrtc
 from bscompile.targets.cuda import compile as compiling
@@ -38,6 +39,7 @@ FAMILIES = {
         ["mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32", "ldmatrix", "cp.async.cg"],
     ),
     "dense_few_rows int8": ("int8", ["dp4a.u32.s32", "shfl.sync.bfly", "ld.global.v4"]),
+    "kronecker_tensor_cores": ("float16", [MMA.format("f16", "f16"), "cp.async.cg", "fma.rn.f32"]),
     "dense_tensor_cores": ("float16", [MMA.format("f16", "f16"), "ldmatrix", "cp.async.cg"]),
     "block_sparse_cuda_cores": ("float32", ["fma.rn.f32", "bar.sync", "st.shared"]),
     "block_sparse_few_rows": ("bfloat16", ["shfl.sync.bfly", "ld.global.v4", "fma.rn.f32"]),
@@ -53,6 +55,9 @@ def source():
         weight = block_sparse(rng, (96, 256), (16, 16), 0.5)
         if family.startswith("dense"):
             weight = weight.to_dense()
+        if family.startswith("kronecker"):
+            a, b = (rng.standard_normal(sides) for sides in ((2, 6, 16), (2, 16, 16)))
+            weight = KroneckerSum(a.astype(np.float32), b.astype(np.float32))
         steps = ("bias", "gelu", "residual")
         kernel, _ = kernel_for(machine, family.split()[0], weight, None, dtype, steps)
         functions[family.replace(" ", "_")] = kernel.prim_func

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bscompile import targets
 from bscompile.errors import TargetError
+from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Problem
 from bscompile.targets.cuda.hardware import ARCHITECTURES, hardware
-from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_steps
+from bscompile.targets.cuda.kernels.packing import (
+    Layout,
+    expected_steps,
+    groups_for,
+    pack_coefficients,
+    pack_steps,
+)
 from bscompile.targets.cuda.templates import TEMPLATES
 from tests.targets.cuda.conftest import block_sparse
 
@@ -41,6 +50,35 @@ def test_packing_keeps_the_matrix(layout, shape, block, rng):
     for matrix in (weight, weight.to_dense()):
         operands = pack_steps(matrix, layout, "float32")
         np.testing.assert_array_equal(unpack(operands, layout, shape), weight.to_dense())
+
+
+@pytest.mark.parametrize("layout", [Layout(16, 8, 64), Layout(32, 8, 64)])
+def test_coefficients_and_factors_keep_the_matrix(layout, rng):
+    support = rng.random((9, 11)) < 0.4
+    support[0] = support[4] = False
+    a, b = rng.standard_normal((2, 9, 11)) * support, rng.standard_normal((2, 4, 8))
+    weight = KroneckerSum(a.astype(np.float32), b.astype(np.float32))
+    coefficients, *places, factors = pack_coefficients(weight, layout, "float32")
+    blocks = np.einsum("sroc,rpq->sopcq", coefficients[1], factors[1])
+    values = blocks.reshape(len(blocks), layout.rows, layout.step)
+    dense = unpack((("values", values), *places), layout, weight.shape)
+    np.testing.assert_allclose(dense, weight.to_dense(), rtol=1e-6, atol=1e-6)
+
+
+def test_rebuilding_pays_for_many_rows_of_large_layers():
+    """By the model: what is read shrinks by the block's size, what is made is shared by rows."""
+    machine = hardware("sm_90")
+    posed = problem((16, 16), 6500, 4096, 4096, "kronecker", m=16)
+    posed = replace(posed, rank=1)
+    by_name = {t.name: t for t in TEMPLATES if t.space(posed, machine)}
+
+    def best(name, m):
+        wide = replace(posed, m=m)
+        template = by_name[name]
+        return template.cost(wide, template.space(wide, machine)[0], machine)
+
+    assert best("kronecker_tensor_cores", 4096) < best("kronecker", 4096)
+    assert set(by_name) == {"kronecker", "kronecker_tensor_cores"}
 
 
 def test_long_tile_rows_come_first_and_empty_ones_have_a_step(rng):

@@ -189,6 +189,52 @@ def pack_layer(problem: Problem, weight: Weight, layout: Layout, chunk: int = 0)
     )
 
 
+def pack_coefficients(weight: KroneckerSum, layout: Layout, dtype: str) -> Operands:
+    """A factorized weight in steps whose values are made from it: its blocks never lie in memory.
+
+    Args:
+        weight: W = Σᵣ Aᵣ ⊗ Bᵣ with blocks [bh, bw].
+        layout: ``rows`` is a multiple of bh, ``group`` is bw.
+        dtype: Of the packed numbers.
+
+    Returns:
+        coefficients [steps, r, rows / bh, step / bw], starts, indptr and order as of
+        ``pack_steps``, and factors [r, bh, bw].
+    """
+    bh, bw = weight.block
+    support, k = weight.support, weight.shape[1]
+    coarse = Layout(layout.rows // bh, 1, layout.step // bw)
+    parts = []
+    for a in weight.a:  # every term with the places of all
+        rows, columns = np.nonzero(support)
+        indptr = np.concatenate([[0], np.cumsum(support.sum(axis=1))]).astype(np.int32)
+        matrix = BlockSparseMatrix(
+            a[rows, columns][:, None, None], columns.astype(np.int32), indptr, support.shape
+        )
+        merged = _merged(matrix, coarse.rows)
+        parts.append(pack_steps(merged, coarse, dtype))
+    _, (_, starts), *rows_of_tiles = parts[0]
+    scaled = starts.astype(np.int64) * bw // layout.unit(k)
+    return (
+        ("coefficients", np.stack([part[0][1] for part in parts], axis=1)),
+        ("starts", scaled.astype(np.int32)),
+        *rows_of_tiles,
+        ("factors", weight.b.astype(numpy_dtype(dtype), order="C")),
+    )
+
+
+def _merged(matrix: BlockSparseMatrix, height: int) -> BlockSparseMatrix:
+    """1x1 blocks merged to height x 1, those whose numbers happen to be zero kept too."""
+    rows, columns = matrix.row_ids // height, matrix.indices
+    width = matrix.shape[1]
+    tiles, place = np.unique(rows.astype(np.int64) * width + columns, return_inverse=True)
+    values = np.zeros((len(tiles), height, 1), matrix.values.dtype)
+    values[place, matrix.row_ids % height, 0] = matrix.values[:, 0, 0]
+    count = -(-matrix.shape[0] // height)
+    starts = np.searchsorted(tiles // width, np.arange(count + 1)).astype(np.int32)
+    return BlockSparseMatrix(values, (tiles % width).astype(np.int32), starts, matrix.shape)
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of that name; bfloat16 is not numpy's own."""
     return PRECISIONS[name] if name in PRECISIONS else np.dtype(name)

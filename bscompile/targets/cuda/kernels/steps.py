@@ -51,7 +51,7 @@ class StepTemplate(KernelTemplate):
         """Tiles that fit the machine, the cheapest by cost first."""
         if problem.form != self.form or problem.dtype not in self.dtypes:
             return ()
-        group = groups_for(problem, self.step(problem.dtype))
+        group = self.group(problem)
         configs = [
             {**shape, "group": group, **cut}
             for shape in self.shapes(problem)
@@ -59,6 +59,10 @@ class StepTemplate(KernelTemplate):
             for cut in self.cuts(problem, {**shape, "group": group}, hardware)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware))[:_MOST])
+
+    def group(self, problem: Problem) -> int:
+        """Neighbouring inputs that are live together."""
+        return groups_for(problem, self.step(problem.dtype))
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Configurations but for the group."""

@@ -7,7 +7,8 @@
 The gathers are blocks of their own: reading x through the places inside the product would add
 predicates that no schedule can prove away. The last tile's missing rows read the last row of x
 again; they are not stored. Where tile rows come cut in pieces, each piece has such a loop and
-leaves its C in memory, and a second launch makes y of them.
+leaves its C in memory, and a second launch makes y of them. The values of a factorized layer are
+made where they are needed: WG[j] = Σᵣ A[j, r] ⊗ B[r], with one A[j, r] for each block.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def definition(
 
     Args:
         problem: The layer.
-        operands: As packing.pack_layer makes them.
+        operands: As packing.pack_layer makes them, or packing.pack_coefficients.
         layout: How they were cut.
         rows: Rows of x in a tile.
         multiplied: dtype of the values, and of x unless that is int8.
@@ -63,7 +64,7 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, *, cut: 
     with T.grid(tile_rows, tiles(args.m, rows)) as (tile, at), T.sblock("outer"):
         vr = T.axis.spatial(tile_rows, tile)
         vm = T.axis.spatial(tiles(args.m, rows), at)
-        T.reads(args.x[0 : args.m, 0:k], values[0 : values.shape[0], 0:wide, 0:step])
+        T.reads(args.x[0 : args.m, 0:k], values[tuple(slice(0, s) for s in values.shape)])
         T.writes(args.y[0 : args.m, 0:n] if partial is None else partial[vr, 0 : args.m, 0:wide])
         # Bound here: with an expression in their place the pipeliner's waits are not constant.
         count = T.bind(indptr[vr + 1] - indptr[vr])
@@ -81,9 +82,10 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, *, cut: 
             T.buffer_store(xg, args.x[row_of(vi), place], [vj, vi, vc])
         with T.grid(T.min(count, bound), wide, step) as (j, o, c), T.sblock("WG"):
             vj, vo, vc = T.axis.remap("SSS", [j, o, c])
-            T.reads(values[first + vj, vo, vc])
+            reads, value = _value(problem, args.operands, first + vj, vo, vc)
+            T.reads(*reads)
             T.writes(wg[vj, vo, vc])
-            T.buffer_store(wg, values[first + vj, vo, vc], [vj, vo, vc])
+            T.buffer_store(wg, value, [vj, vo, vc])
         with T.grid(rows, wide, T.min(count, bound), step) as (i, o, j, c), T.sblock("C"):
             vi, vo, vj, vc = T.axis.remap("SSRR", [i, o, j, c])
             T.reads(xg[vj, vi, vc], wg[vj, vo, vc])
@@ -108,6 +110,25 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, *, cut: 
                     T.buffer_store(partial, total[vi, vo], [vr, row, vo])
     if partial is not None:
         _add_pieces(args, partial, -(-n // wide), n)
+
+
+def _value(
+    problem: Problem, operands: tuple[Any, ...], step: Any, out: Any, column: Any
+) -> tuple[list[Any], Any]:
+    """(what is read for an element of W, the element)."""
+    values = operands[0]
+    if problem.form != "kronecker":
+        return [values[step, out, column]], values[step, out, column]
+    factors, (bh, bw) = operands[4], problem.block
+    block = T.floordiv(out, bh), T.floordiv(column, bw)
+    inside = T.floormod(out, bh), T.floormod(column, bw)
+    reads, total = [], None
+    for r in range(problem.rank):
+        pair = values[step, r, *block], factors[r, *inside]
+        product = T.cast(pair[0], "float32") * T.cast(pair[1], "float32")
+        total = product if total is None else total + product
+        reads += pair
+    return reads, T.cast(total, str(values.dtype))
 
 
 def _add_pieces(args: Arguments, partial: Any, tile_rows: int, n: int) -> None:

@@ -40,7 +40,7 @@ def kernel(
 
     Args:
         problem: The layer.
-        operands: As packing.pack_steps makes them.
+        operands: As packing.pack_layer or packing.pack_coefficients makes them.
         layout: How they were cut; ``layout.rows`` is a multiple of ``16 * warps_n``.
         multiplied: ``float16``, ``bfloat16`` or ``int8``.
         rows: Rows of x in a tile; a multiple of ``16 * warps_m``.
@@ -73,7 +73,7 @@ def kernel(
     sch.bind(warp, "threadIdx.y")
 
     # x and W into the ring.
-    copy, widest = layout.unit(problem.k), 16 // size
+    copy, widest = layout.unit(problem.k), 16 // size if problem.form != "kronecker" else 1
     for name, vector, side in (("XG", copy, rows), ("WG", widest, layout.rows)):
         block = sch.get_sblock(name)
         sch.set_scope(block, 0, "shared.dyn")
