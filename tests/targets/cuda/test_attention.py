@@ -19,6 +19,7 @@ CASES = {
     "causal": (33, 33, 8, 8, ("bhsd", "bhtd", "bhte", "bhse"), "bh"),
     "plain, K turned": (9, 65, 20, 12, ("bhsd", "bhdt", "bhte", "bhse"), None),
     "one tile": (7, 7, 5, 3, ("bhsd", "bhtd", "bhte", "bshe"), "h"),
+    "queries without a key": (12, 40, 8, 8, ("bhsd", "bhtd", "bhte", "bhse"), "bh"),
     "one query": (1, 130, 24, 16, ("bshd", "bthd", "bthe", "bshe"), "bhs"),
 }
 B, H = 2, 2
@@ -37,7 +38,10 @@ def operands(case, rng):
     if ones is not None:
         shape = tuple(1 if axis in ones else lengths[axis] for axis in "bhst")
         mask = Tensor("mask", "bhst", shape)
-        if case == "causal":  # whole tiles of keys are masked for the first queries
+        if "without" in case:
+            values = np.zeros(shape)
+            values[:, :, ::3] = -np.inf
+        elif case == "causal":  # whole tiles of keys are masked for the first queries
             values = np.triu(np.full((s, t), -np.inf, np.float32), 1)[None, None]
         else:
             values = np.where(rng.random(shape) < 0.3, -1e9, rng.standard_normal(shape))
@@ -58,8 +62,10 @@ def wanted(tensors, mask, arrays, scale, narrow):
     scores = scale * q @ k.transpose(0, 1, 3, 2)
     if mask is not None:
         scores = scores + arrays[3].astype(np.float64)
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True) @ v
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = powers / powers.sum(axis=-1, keepdims=True)
+    return np.nan_to_num(weights) @ v
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +80,9 @@ def results():
             tensors, mask, out, arrays = operands(case, np.random.default_rng(number))
             name = f"case{number}_{dtype}"
             functions[name] = generate(
-                *tensors, mask, out, scale=0.3, multiplied=dtype, shared_bytes=SHARED
-            )
+                *tensors, mask, out, scale=0.3, multiplied=dtype, shared_bytes=SHARED,
+                drop_nan="without" in case,
+            )  # fmt: skip
             want = wanted(tensors, mask, arrays, 0.3, dtypes[dtype])
             order = ["bhse".index(axis) for axis in out.axes]
             calls[case, dtype] = name, arrays, want.transpose(order)

@@ -72,15 +72,14 @@ def generate(
         mask: Axes b h s t; an axis of size one is shared. None adds nothing.
         out: Axes b h s e.
         scale: Factor of Q Kᵀ.
-        drop_nan: Weights that are NaN count as 0; gives None, since an online sum meets them late.
+        drop_nan: Weights that are NaN count as 0: one makes the whole row's sum NaN, or 0 where
+            every key is masked, and the row's result is 0 then.
         multiplied: ``float32`` for CUDA cores, ``float16`` or ``bfloat16`` for tensor cores.
         shared_bytes: That a thread block may use.
     """
-    if drop_nan:
-        return None
     sides = int(q.size("d")), int(v.size("e"))
     kind = CudaCores if multiplied == "float32" else TensorCores
-    cores = kind(*sides, scale, multiplied, masked=mask is not None)
+    cores = kind(*sides, scale, multiplied, masked=mask is not None, drop_nan=drop_nan)
     size = 4 if cores.held == "float32" else 2
     rows = (cores.queries + cores.keys) * (cores.inner + cores.pad)
     rows += cores.keys * (cores.outer + cores.pad)

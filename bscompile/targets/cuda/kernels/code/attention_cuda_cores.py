@@ -22,8 +22,11 @@ class CudaCores:
 
     held, pad, keys, queries = "float32", 1, _KEYS, _OWN * _ROWS
 
-    def __init__(self, inner: int, outer: int, scale: float, _: str, *, masked: bool) -> None:
+    def __init__(
+        self, inner: int, outer: int, scale: float, _: str, *, masked: bool, drop_nan: bool
+    ) -> None:
         self.inner, self.outer, self._scale = inner, outer, scale
+        self._drop_nan = drop_nan
         self._outputs = -(-outer // _SHARE)  # of one thread
         self.shared_bytes = 4 * self.queries * (_KEYS + 1)
 
@@ -95,7 +98,7 @@ class CudaCores:
         for own in range(_OWN):
             self._exchange(self._total, own, lambda a, b: a + b)
             for i in range(self._outputs):
-                value = self._sums[own, i] / self._total[own]
+                value = share(self._sums[own, i], self._total[own], self._drop_nan)
                 store(line + own * _ROWS, part + i * _SHARE, value)
 
     @staticmethod
@@ -107,3 +110,10 @@ class CudaCores:
         for distance in (1, 2):
             other = T.tvm_warp_shuffle_xor(T.tvm_warp_activemask(), buffer[own], distance, 32, 32)
             T.buffer_store(buffer, combine(buffer[own], other), [own])
+
+
+def share(whole: Any, total: Any, drop_nan: bool) -> Any:
+    """An output: the weighted sum over the sum of weights, or 0 where that is none and told to."""
+    if not drop_nan:
+        return whole / total
+    return T.Select(total > T.float32(0), whole / total, T.float32(0))

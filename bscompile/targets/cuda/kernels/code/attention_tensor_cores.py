@@ -12,6 +12,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from bscompile.targets.cuda.kernels.code.attention_cuda_cores import share
+
 _WARPS, _ROWS = 4, 16
 
 
@@ -21,9 +23,9 @@ class TensorCores:
     pad, queries, shared_bytes = 8, _WARPS * _ROWS, 0
 
     def __init__(
-        self, inner: int, outer: int, scale: float, multiplied: str, *, masked: bool
+        self, inner: int, outer: int, scale: float, multiplied: str, *, masked: bool, drop_nan: bool
     ) -> None:
-        self.held, self._scale = multiplied, scale
+        self.held, self._scale, self._drop_nan = multiplied, scale, drop_nan
         self.inner, self.outer = (-(-side // 16) * 16 for side in (inner, outer))
         self.keys = 64 if max(self.inner, self.outer) <= 128 else 32
         self._name = f"bscompile_attention_{multiplied}_{self.inner}_{self.outer}_{masked:d}"
@@ -71,7 +73,8 @@ class TensorCores:
                 T.buffer_store(self._total, self._total[half] + other, [half])
             for piece in range(self.outer // 8):
                 for i in range(2):
-                    value = self._sums[4 * piece + 2 * half + i] / self._total[half]
+                    whole = self._sums[4 * piece + 2 * half + i]
+                    value = share(whole, self._total[half], self._drop_nan)
                     store(line + 8 * half, 8 * piece + 2 * T.floormod(thread, 4) + i, value)
 
 
