@@ -124,7 +124,7 @@ class TensorCores(StepTemplate):
     """Configuration: ``tile`` outputs x ``rows``, warps along both, ``stages``, ``group``."""
 
     kind = "tensor_cores"
-    dtypes = (*HALVES, "int8")
+    dtypes: tuple[str, ...] = (*HALVES, "int8")
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Tiles of at least one fragment for each of up to eight warps."""

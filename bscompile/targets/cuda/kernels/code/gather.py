@@ -122,7 +122,8 @@ def _value(
     factors, (bh, bw) = operands[4], problem.block
     block = T.floordiv(out, bh), T.floordiv(column, bw)
     inside = T.floormod(out, bh), T.floormod(column, bw)
-    reads, total = [], None
+    reads: list[Any] = []
+    total = None
     for r in range(problem.rank):
         pair = values[step, r, *block], factors[r, *inside]
         product = T.cast(pair[0], "float32") * T.cast(pair[1], "float32")
