@@ -65,20 +65,23 @@ def test_coefficients_and_factors_keep_the_matrix(layout, rng):
     np.testing.assert_allclose(dense, weight.to_dense(), rtol=1e-6, atol=1e-6)
 
 
-def test_rebuilding_pays_for_many_rows_of_large_layers():
-    """By the model: what is read shrinks by the block's size, what is made is shared by rows."""
+def test_rebuilding_is_expected_to_pay_for_wide_blocks_of_high_rank():
+    """By the model: both factors' products grow with block and rank, those of a tile do not."""
     machine = hardware("sm_90")
-    posed = problem((16, 16), 6500, 4096, 4096, "kronecker", m=16)
-    posed = replace(posed, rank=1)
-    by_name = {t.name: t for t in TEMPLATES if t.space(posed, machine)}
 
-    def best(name, m):
-        wide = replace(posed, m=m)
-        template = by_name[name]
-        return template.cost(wide, template.space(wide, machine)[0], machine)
+    def best(block, rank):
+        posed = problem((block, block), 4096**2 // block**2 // 10, 4096, 4096, "kronecker", m=1024)
+        posed = replace(posed, rank=rank)
+        return {
+            t.name: t.cost(posed, t.space(posed, machine)[0], machine)
+            for t in TEMPLATES
+            if t.space(posed, machine)
+        }
 
-    assert best("kronecker_tensor_cores", 4096) < best("kronecker", 4096)
-    assert set(by_name) == {"kronecker", "kronecker_tensor_cores"}
+    wide, narrow = best(64, 4), best(8, 1)
+    assert set(wide) == set(narrow) == {"kronecker", "kronecker_tensor_cores"}
+    assert wide["kronecker_tensor_cores"] < wide["kronecker"]
+    assert narrow["kronecker_tensor_cores"] > narrow["kronecker"]
 
 
 def test_long_tile_rows_come_first_and_empty_ones_have_a_step(rng):

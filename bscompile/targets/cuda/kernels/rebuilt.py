@@ -2,8 +2,8 @@
 
 The steps are those of a block-sparse layer, but what is read of W are the coefficients: r for a
 whole block. Every thread block makes the values in shared memory, by float32 arithmetic on CUDA
-cores, and tensor cores multiply them; so this pays where many rows of x share what was made, and
-where reading W is what a layer's time goes into.
+cores, and tensor cores multiply them; so this pays where reading W is what a layer's time goes
+into, and against the other factorized kernel where blocks are wide or ranks high.
 """
 
 from __future__ import annotations
