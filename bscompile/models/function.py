@@ -92,6 +92,9 @@ def kronecker_linear(
         dtype = torch.get_autocast_dtype(kind)
         x, S, A, B = (t.to(dtype) for t in (x, S, A, B))
         bias = None if bias is None else bias.to(dtype)
+    if torch.onnx.is_in_onnx_export():  # whoever exports; the form is the compiler's choice
+        y = spelled_product(x, *spelled_factors(torch.where(mask, S, 0) * A, B))
+        return y if bias is None else y + bias
     rows = x.reshape(-1, inner)
     if form == "fused":
         from bscompile.models.fused import fused_product
@@ -101,6 +104,31 @@ def kronecker_linear(
     else:
         y = _KroneckerProduct.apply(rows, S, mask, A, B, bias, form)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def spelled_factors(c: Tensor, b: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """C [r, m1, n1] and B [r, bh, bw] as ``spelled_product`` takes them.
+
+    Returns:
+        ([bw, r bh], [r n1, m1], (m1, n1, bh, bw, r)).
+    """
+    (r, m1, n1), (_, bh, bw) = c.shape, b.shape
+    patterns = b.permute(2, 0, 1).reshape(bw, r * bh)
+    return patterns, c.permute(0, 2, 1).reshape(r * n1, m1), (m1, n1, bh, bw, r)
+
+
+def spelled_product(
+    x: Tensor, patterns: Tensor, coefficients: Tensor, sizes: tuple[int, ...]
+) -> Tensor:
+    """[..., n] -> [..., m] in the few plain operators that an ONNX file shall hold: spelling.py."""
+    m1, n1, bh, bw, r = sizes
+    rows = 1
+    for size in x.shape[:-1]:
+        rows = rows * size
+    z = x.reshape(rows, n1, bw) @ patterns
+    z = z.reshape(rows, n1, r, bh).permute(0, 3, 2, 1)
+    y = z.reshape(rows * bh, r * n1) @ coefficients
+    return y.reshape(rows, bh, m1).transpose(1, 2).reshape(*x.shape[:-1], m1 * bh)
 
 
 class _KroneckerProduct(torch.autograd.Function):

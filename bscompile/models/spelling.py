@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bscompile.models.conv import BlockSparseConv2d
+from bscompile.models.function import spelled_factors, spelled_product
 from bscompile.models.layers import BlockSparseLinear
 
 
@@ -34,22 +35,13 @@ class _Product(nn.Module):
 
     def __init__(self, coefficients: Tensor, patterns: Tensor) -> None:
         super().__init__()
-        (r, m1, n1), (_, bh, bw) = coefficients.shape, patterns.shape
-        self.sizes = m1, n1, bh, bw, r
+        laid, turned, self.sizes = spelled_factors(coefficients, patterns)
         # Parameters, not buffers: the exporter keeps parameters as initializers by name.
-        self.patterns = _constant(patterns.permute(2, 0, 1).reshape(bw, r * bh))
-        self.coefficients = _constant(coefficients.permute(0, 2, 1).reshape(r * n1, m1))
+        self.patterns, self.coefficients = _constant(laid), _constant(turned)
 
     def product(self, x: Tensor) -> Tensor:
         """[..., n] -> [..., m]."""
-        m1, n1, bh, bw, r = self.sizes
-        rows = 1
-        for size in x.shape[:-1]:
-            rows = rows * size
-        z = x.reshape(rows, n1, bw) @ self.patterns
-        z = z.reshape(rows, n1, r, bh).permute(0, 3, 2, 1)
-        y = z.reshape(rows * bh, r * n1) @ self.coefficients
-        return y.reshape(rows, bh, m1).transpose(1, 2).reshape(*x.shape[:-1], m1 * bh)
+        return spelled_product(x, self.patterns, self.coefficients, self.sizes)
 
 
 class SpelledLinear(_Product):
