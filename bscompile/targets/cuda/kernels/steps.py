@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from bscompile.dialect import Weight
@@ -64,13 +65,13 @@ class StepTemplate(KernelTemplate):
         """Neighbouring inputs that are live together."""
         return groups_for(problem, self.step(problem.dtype))
 
+    @abstractmethod
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Configurations but for the group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shared_bytes(self, shape: Config, dtype: str) -> int:
         """Shared memory of one thread block."""
-        raise NotImplementedError
 
     def cuts(
         self, problem: Problem, config: Config, hardware: HardwareSpec
