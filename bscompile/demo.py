@@ -75,7 +75,7 @@ def digits(folder: Path) -> None:
     console.print(str(summary(model)))
     path = export_onnx(model, folder / "digits.onnx", data.x_test[:2])
     artifact = folder / "digits.bsc"
-    command("build", path, "-o", artifact)
+    command("build", path, "-o", artifact, "--quiet")
     command("verify", artifact, path)
     command("inspect", artifact)
     compiled = accuracy(artifact, data)
@@ -102,9 +102,10 @@ def encoder(folder: Path) -> None:
         console.print(Rule(f"{number}. a ViT-tiny encoder: {what}"))
         path = export_onnx(model, folder / f"vit{number}.onnx", image, dynamic_batch=False)
         artifact = folder / f"vit{number}.bsc"
-        command("build", path, "-o", artifact)
+        command("build", path, "-o", artifact, "--quiet")
         command("verify", artifact, path, "--samples", "2")
         command("bench", artifact, "--against", path)
+    console.print("\nWhat became of each layer, and why: bscompile inspect, as for the digits above.")
 
 
 def sparse_vit() -> nn.Module:
