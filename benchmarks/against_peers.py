@@ -1,15 +1,17 @@
 """Against every engine that runs here: DeepSparse, OpenVINO, onnxruntime, torch.
 
-Run: python -m benchmarks.against_peers [ffn] [factors] [models] [--quick]. Two threads, fp32 (and
-OpenVINO's bf16 in a column of its own), every engine in its own process and environment (made by
-pip under .peers/ on the first run), in turns, medians of back-to-back calls; the same ONNX file
-for all. «x» is the peer's median over ours; below one we lose.
+Run: python -m benchmarks.against_peers [ffn] [factors] [models | vit bert swin] [--quick]. Two
+threads, fp32 (and OpenVINO's bf16 in a column of its own, for whole models beside our bf16), every
+engine in its own process and environment (made by pip under .peers/ on the first run), in turns,
+medians of back-to-back calls; the same ONNX file for all. «x» is the peer's median over ours,
+«bf16 x» over our bf16; below one we lose.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,8 @@ THREADS, ROWS, INNER, OUTER = 2, 128, 768, 3072
 PEERS = ("deepsparse", "openvino", "openvino-bf16", "onnxruntime")
 
 
-def row(label, source, feeds, peers, folder, seconds, dense=None):
-    """Build, time and print one model."""
+def row(label, source, feeds, peers, folder, seconds, dense=None, bf16=False):
+    """Build, time and print one model; ``bf16`` adds our build with bf16 weights."""
     ours = folder / "ours.bsc"
     bscompile.build(source, threads=THREADS, output=ours)
     engines = {"ours": ("bscompile", ours), **{name: (name, source) for name in peers}}
@@ -33,6 +35,10 @@ def row(label, source, feeds, peers, folder, seconds, dense=None):
         own = folder / "dense.bsc"
         bscompile.build(dense, threads=THREADS, output=own)
         engines["our dense"] = ("bscompile", own)
+    if bf16:
+        narrow = folder / "bf16.bsc"
+        bscompile.build(source, threads=THREADS, dtype="bf16", output=narrow)
+        engines["our bf16"] = ("bscompile", narrow)
     times, refused, errors = compare(engines, feeds, THREADS, seconds)
     own = times["ours"]
     cells = [f"{label:24} ours {own.median * 1e3:8.3f} ms (min {own.minimum * 1e3:.3f})"]
@@ -44,6 +50,8 @@ def row(label, source, feeds, peers, folder, seconds, dense=None):
         else:
             taken = times[name].median
             cells.append(f"{name} {taken * 1e3:.3f} ms {taken / own.median:.2f}x")
+            if bf16 and name == "openvino-bf16":
+                cells[-1] += f" (bf16 {taken / times['our bf16'].median:.2f}x)"
     print("  | ".join(cells), f" | error {errors['ours']:.0e}", flush=True)
 
 
@@ -76,15 +84,15 @@ def factors(folder, seconds):
         row(label, path, {"x": x}, (*PEERS, "torch-bsr"), folder, seconds)
 
 
-def models(folder, seconds):
-    """Issue: at least 2 times DeepSparse at 10 %, dense at least 0.95 of the best."""
+def models(folder, seconds, families=("vit", "bert", "swin")):
+    """Issue: 2 times DeepSparse at 10 %, 2 times OpenVINO bf16 in bf16; dense 0.95 of the best."""
     kinds = {
         "dense": lambda w: w,
         "16x16 10%": zero_blocks((16, 16), 0.1),
         "8x8 10%": zero_blocks((8, 8), 0.1),
         "kron 8x8 r1 10%": merged_kronecker((8, 8), 1, 0.1),
     }
-    for family in ("vit", "bert", "swin"):
+    for family in families:
         spec = FAMILIES[family]
         # DeepSparse reads the legacy exporter's opset 17, not the newer ones.
         path = export(spec, folder / f"{family}.onnx", full=True, batch=1, dynamo=False)
@@ -93,7 +101,7 @@ def models(folder, seconds):
         for label, change in kinds.items():
             changed = folder / "changed.onnx"
             onnx.save(with_weights(source, change), changed)
-            row(f"{family} {label}", changed, feeds, PEERS, folder, seconds)
+            row(f"{family} {label}", changed, feeds, PEERS, folder, seconds, bf16=True)
 
 
 def save_pair(weights, side, path):
@@ -121,19 +129,24 @@ def save_pair(weights, side, path):
     return path
 
 
-PARTS = {"ffn": ffn, "factors": factors, "models": models}
+PARTS = {
+    "ffn": ffn,
+    "factors": factors,
+    "models": models,
+    **{name: partial(models, families=(name,)) for name in ("vit", "bert", "swin")},
+}
 
 
 def main() -> int:
     words = sys.argv[1:]
     seconds = 1.0 if "--quick" in words else 4.0
-    wanted = [word for word in words if word != "--quick"] or list(PARTS)
+    wanted = [word for word in words if word != "--quick"] or ["ffn", "factors", "models"]
     if unknown := [word for word in wanted if word not in PARTS]:
         print(f"no part {unknown[0]}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         for part in wanted:
-            print(f"--- {part}: {PARTS[part].__doc__}")
+            print(f"--- {part}: {getattr(PARTS[part], 'func', PARTS[part]).__doc__}")
             PARTS[part](Path(folder), seconds)
     return 0
 

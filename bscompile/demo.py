@@ -105,7 +105,7 @@ def encoder(folder: Path) -> None:
         command("build", path, "-o", artifact, "--quiet")
         command("verify", artifact, path, "--samples", "2")
         command("bench", artifact, "--against", path)
-    console.print("\nWhat became of each layer, and why: bscompile inspect, as for the digits above.")
+    console.print("\nWhat became of each layer, and why: bscompile inspect, as above.")
 
 
 def sparse_vit() -> nn.Module:
