@@ -1,6 +1,7 @@
 """How long does tuning a model of BERT-base's size take, and what does it bring?
 
 Run: python -m benchmarks.tuning_time [--small] [--timeout S] [--trials N] [--block B] [--density D]
+     [--database PATH]
 
 A BERT-base with random weights, sequence 128, batch 1, a tenth of its 16x16 blocks live, is tuned
 from nothing, then again with the database warm. Wanted: under 10 minutes on 2 cores, under 5 s
@@ -34,10 +35,11 @@ def main() -> int:
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--database", type=Path, help="keep the records here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
         model = sparse_bert(Path(folder) / "bert.onnx", arguments)
-        database = Path(folder) / "db.jsonl"
+        database = arguments.database or Path(folder) / "db.jsonl"
         cold, result = tuned(model, database, arguments)
         show(result)
         finished = sum(layer.seconds is not None for layer in result.layers)

@@ -17,6 +17,7 @@ from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
 from bscompile.dialect.forms import in_form
 from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
+from bscompile.tuning.compiled import CompiledKernels
 from bscompile.tuning.measurer import Measurement
 from bscompile.tuning.record import OK, WRONG, Variant
 from bscompile.tuning.runner import Runner, Session
@@ -41,6 +42,7 @@ class Bench:
         hardware: The machine that they are for.
         runner: Where they run.
         turns: A file whose lock workers of one tuning hold while they time; None for one worker.
+        compiled: Kernels of layers before this one; None where there were none.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class Bench:
         hardware: HardwareSpec,
         runner: Runner,
         turns: Path | None = None,
+        compiled: CompiledKernels | None = None,
     ) -> None:
         self._op, self._rows, self._dtype = op, rows, dtype
         self._typical_rows, self._turns = typical_rows, turns
         self._target, self._hardware, self._runner = target, hardware, runner
+        self._compiled = compiled or CompiledKernels()
         rng = np.random.default_rng(0)
         n, k = op.shape
         m = typical_rows if rows is None else rows
@@ -103,8 +107,7 @@ class Bench:
         op = self._op.with_weight(weight)
         problem = problem_of(op, self._rows, self._dtype, self._typical_rows)
         kernel = template.build(problem, kernel_weight(op), variant.config, self._hardware)
-        assert self._target.compile_kernel is not None
-        executable = self._target.compile_kernel(kernel.prim_func, self._hardware)
+        executable = self._compiled.get(kernel.prim_func, self._target, self._hardware)
         module, device = session.load(executable)
         y = np.zeros(self._shape, problem.y_dtype)
         if y.dtype == np.float32:

@@ -31,8 +31,10 @@ def main(descriptor: int) -> None:
     # Imported before the first candidate: its time limit is not for importing TVM.
     import tvm  # noqa: F401
 
+    from bscompile.tuning.compiled import CompiledKernels
     from bscompile.tuning.timing import Bench
 
+    compiled = CompiledKernels()
     connection.send(READY)
     bench: Bench | None = None
     while True:
@@ -44,7 +46,7 @@ def main(descriptor: int) -> None:
             spec, values = body.pop("hardware")
             hardware = spec(**values)
             target = variant_of(get_target(body.pop("target")), body.pop("variant"))
-            bench = Bench(target=target, hardware=hardware, **body)
+            bench = Bench(target=target, hardware=hardware, compiled=compiled, **body)
             connection.send(READY)
         else:
             assert bench is not None

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bscompile import targets
 from bscompile.tuning.child import ChildMeasurer
+from bscompile.tuning.compiled import CompiledKernels
 from bscompile.tuning.database import Database
 from bscompile.tuning.record import CRASHED, OK, TIMEOUT, WRONG
+from bscompile.tuning.runner import LocalRunner
 from bscompile.tuning.search import LayerSearch, SearchOptions
+from bscompile.tuning.timing import Bench
 from bscompile.tuning.variants import all_variants
 from tests.tuning.conftest import block_sparse, kronecker, layer_of, with_templates
 from tests.tuning.templates import Misbehaving
@@ -170,3 +174,23 @@ def _children(pid):
     """Process ids; each thread lists those that it has started."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         yield from map(int, (task / "children").read_text().split())
+
+
+def test_layers_that_differ_in_their_pattern_share_their_code(here):
+    compiled, calls = CompiledKernels(), []
+
+    def compile_kernel(func, hardware):
+        calls.append(func)
+        return here.target.compile_kernel(func, hardware)
+
+    counting = replace(here.target, compile_kernel=compile_kernel)
+    for seed, rows in ((0, 16), (1, 16), (1, 17)):
+        layer = layer_of(block_sparse(seed), here, rows=rows)
+        bench = Bench(
+            layer.op, rows, layer.dtype, rows, counting, here.hardware, LocalRunner(),
+            compiled=compiled,
+        )  # fmt: skip
+        variant = variant_of(layer, "block_sparse_outputs")
+        (result,) = bench.measure([(variant, here.target.template(variant.template))], 1, None)
+        assert result.status == OK
+    assert len(calls) == 2  # the pattern is data, the number of rows is code
