@@ -1,8 +1,14 @@
 """Convolutions that are something simpler in other words.
 
     Conv of one axis                    -> Conv of two, the first of length one
-    ConvTranspose, stride = kernel      -> MatMul, its results laid side by side
-    ConvTranspose of one or two axes    -> zeros between the values, then Conv, the kernel turned
+    ConvTranspose without strides       -> Conv, the kernel turned
+    ConvTranspose with strides          -> Conv for all phases at once, its results interleaved
+
+Along one axis, with a stride s and a kernel w of k taps, ConvTranspose computes
+y[t] = sum over j of x[i - j] w[r + s j] where t = s i + r: for each phase r < s a convolution with
+ceil(k / s) taps. The phases read the same x, so they are s times as many channels of one Conv, and
+nothing is multiplied by the zeros that a stride would put between the values. A kernel as long as
+its stride has one tap for each phase, and the Conv is a matmul.
 
 So they get the kernels of convolutions and matmuls, and zero blocks in their weights count.
 """
@@ -123,75 +129,106 @@ def _widen(chain: _Chain, kernel: Array, shape: Lengths, result: Lengths) -> Non
 
 
 def _turn(chain: _Chain, kernel: Array, shape: Lengths, result: Lengths) -> str | None:
-    """ConvTranspose -> MatMul or Conv; what became of it, None for «not so»."""
+    """ConvTranspose -> Conv; what became of it, None for «not so»."""
     attributes = _attributes(chain.node)
-    window = kernel.shape[2:]
     plain = attributes.get("group", 1) == 1 and "output_shape" not in attributes
     if not plain or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
     image, goal = _fixed(shape[2:]), _fixed(result[1:])
     if image is None or goal is None:
         return None
-    strides = attributes.get("strides", [1, 1])
     dilations = attributes.get("dilations", [1, 1])
     pads, more = attributes.get("pads", [0] * 4), attributes.get("output_padding", [0, 0])
-    bias = [value for value in chain.node.inputs[2:] if value is not None]
-    if list(window) == list(strides) and not any(pads) and not any(more) and dilations == [1, 1]:
-        _side_by_side(chain, kernel, shape[0], image, goal, bias)
-        return "ConvTranspose with a stride as long as its kernel became a matmul"
-    reach = [d * (k - 1) for d, k in zip(dilations, window, strict=True)]
+    reach = [d * (k - 1) for d, k in zip(dilations, kernel.shape[2:], strict=True)]
     begin = [r - p for r, p in zip(reach, pads[:2], strict=True)]
-    end = [r - p + o - s + 1 for r, p, o, s in zip(reach, pads[2:], more, strides, strict=True)]
+    end = [r - p + o for r, p, o in zip(reach, pads[2:], more, strict=True)]
     if min(begin + end) < 0:
         return None
-    if strides != [1, 1]:
-        _zeros_between(chain, shape[:2], image, strides)
-    turned = np.ascontiguousarray(kernel.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1])
-    weight = chain.constant("kernel", turned)
-    chain.then("Conv", [weight, *bias], result, pads=[*begin, *end], dilations=list(dilations))
-    return "ConvTranspose became a convolution of the image with zeros between its values"
+    strides = attributes.get("strides", [1, 1])
+    if strides == [1, 1]:
+        turned = np.ascontiguousarray(kernel.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1])
+        inputs = [chain.constant("kernel", turned), *_given(chain.node.inputs[2:])]
+        chain.then("Conv", inputs, result, pads=[*begin, *end], dilations=list(dilations))
+        return "ConvTranspose became a convolution with the kernel turned"
+    _interleave(chain, _spread(kernel, dilations), strides, pads[:2], end, image, result)
+    return "ConvTranspose became a convolution for all phases of its stride, interleaved"
 
 
-def _side_by_side(
+def _spread(kernel: Array, dilations: Sequence[int]) -> Array:
+    """The kernel with the zeros that its dilations put between its taps."""
+    steps = tuple(slice(None, None, d) for d in dilations)
+    lengths = [d * (k - 1) + 1 for d, k in zip(dilations, kernel.shape[2:], strict=True)]
+    spread = np.zeros((*kernel.shape[:2], *lengths), kernel.dtype)
+    spread[:, :, *steps] = kernel
+    return spread
+
+
+def _interleave(
     chain: _Chain,
     kernel: Array,
-    batch: int | ir.SymbolicDim,
+    strides: Sequence[int],
+    cut: Sequence[int],
+    end: Sequence[int],
     image: Sequence[int],
-    goal: Sequence[int],
-    bias: list[ir.Value],
+    result: Lengths,
 ) -> None:
-    """Each position makes a patch of its own: y[b, o, i·kh + p, j·kw + q] = x[b, :, i, j] K."""
-    high, wide = image
-    inner, outer, kh, kw = kernel.shape
-    patch = outer * kh * kw
+    """Append the Conv with one group of channels for each phase, and what lays them out.
+
+    Args:
+        chain: Ends in x [b, c, h, w].
+        kernel: [c, n, kh, kw], without dilations.
+        strides: Of the two axes.
+        cut: Values of y that ONNX leaves out at the beginning of each axis.
+        end: Values of y behind the first that the last position of x makes, of each axis.
+        image: Lengths of the two axes of x.
+        result: Lengths of y [b, n, oh, ow].
+    """
+    (sh, sw), outer = strides, kernel.shape[1]
+    taps = [-(-k // s) for k, s in zip(kernel.shape[2:], strides, strict=True)]
+    # Whole positions that are cut need not be computed; the rest is cut from what was.
+    skipped, rest = zip(*(divmod(c, s) for c, s in zip(cut, strides, strict=True)), strict=True)
+    before = [t - 1 - s for t, s in zip(taps, skipped, strict=True)]
+    after = [e // s for e, s in zip(end, strides, strict=True)]
+    high, wide = (
+        length + b + a - t + 1 for length, b, a, t in zip(image, before, after, taps, strict=True)
+    )
+    batch, channels = result[0], sh * sw * outer
+    inputs = [chain.constant("kernel", _by_phase(kernel, taps, strides))]
+    bias = _given(chain.node.inputs[2:])
     known = constant(bias[0]) if bias else None
-    chain.then("Transpose", [], [batch, high, wide, inner], perm=[0, 2, 3, 1])
-    weight = chain.constant("weight", np.ascontiguousarray(kernel.reshape(inner, -1)))
-    chain.then("MatMul", [weight], [batch, high, wide, patch])
-    if known is not None:  # before the patches are cut, where it is part of the layer
-        spread = chain.constant("bias", np.repeat(known, kh * kw))
-        chain.then("Add", [spread], [batch, high, wide, patch])
-    cut = [high, wide, outer, kh, kw]
-    chain.reshape([0, *cut], [batch, *cut])
-    chain.then("Transpose", [], [batch, outer, high, kh, wide, kw], perm=[0, 3, 1, 4, 2, 5])
-    chain.reshape([0, *goal], [batch, *goal])
+    if known is not None:
+        inputs.append(chain.constant("bias", np.tile(known, sh * sw)))
+    chain.then("Conv", inputs, [batch, channels, high, wide], pads=[*before, *after])
+    chain.then("Transpose", [], [batch, high, wide, channels], perm=[0, 2, 3, 1])
+    if sh > 1:  # else the phases of a row lie side by side as they are
+        chain.reshape([0, high, wide, sh, sw * outer], [batch, high, wide, sh, sw * outer])
+        turned = [batch, high, sh, wide, sw * outer]
+        chain.then("Transpose", [], turned, perm=[0, 1, 3, 2, 4])
+    high, wide = high * sh, wide * sw
+    chain.reshape([0, high, wide, outer], [batch, high, wide, outer])
+    goal = _fixed(result[2:])
+    assert goal is not None  # asked before
+    if (high, wide) != goal:
+        first = np.array(rest, np.int64)
+        limits = [("first", first), ("last", first + goal), ("axes", np.array([1, 2], np.int64))]
+        positions = [chain.constant(suffix, array) for suffix, array in limits]
+        chain.then("Slice", positions, [batch, *goal, outer])
     if bias and known is None:
-        column = chain.constant("column", np.array([-1, 1, 1], np.int64))
-        node = ir.node("Reshape", [bias[0], column])
-        node.outputs[0].name = f"{chain.name}.bias.column"
-        chain.nodes.insert(0, node)
-        chain.then("Add", [node.outputs[0]], [batch, *goal])
+        chain.then("Add", bias, [batch, *goal, outer])
+    chain.then("Transpose", [], result, perm=[0, 3, 1, 2])
 
 
-def _zeros_between(
-    chain: _Chain, leading: Lengths, image: Sequence[int], strides: Sequence[int]
-) -> None:
-    """Image [b, c, h, w] -> [b, c, h·sh, w·sw], each value followed by zeros."""
-    (high, wide), (sh, sw) = image, strides
-    chain.reshape([0, 0, high, 1, wide, 1], [*leading, high, 1, wide, 1])
-    pads = chain.constant("pads", np.array([0] * 6 + [0, 0, 0, sh - 1, 0, sw - 1], np.int64))
-    chain.then("Pad", [pads], [*leading, high, sh, wide, sw])
-    chain.reshape([0, 0, high * sh, wide * sw], [*leading, high * sh, wide * sw])
+def _by_phase(kernel: Array, taps: Sequence[int], strides: Sequence[int]) -> Array:
+    """[c, n, kh, kw] -> [sh·sw·n, c, taps, taps], turned, with zeros where a phase has fewer."""
+    (inner, outer, kh, kw), (th, tw), (sh, sw) = kernel.shape, taps, strides
+    whole = np.pad(kernel, ((0, 0), (0, 0), (0, th * sh - kh), (0, tw * sw - kw)))
+    split = whole.reshape(inner, outer, th, sh, tw, sw)[:, :, ::-1, :, ::-1]
+    return np.ascontiguousarray(split.transpose(3, 5, 1, 0, 2, 4)).reshape(-1, inner, th, tw)
+
+
+def _given(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """The inputs that are there."""
+    return [value for value in inputs if value is not None]
 
 
 def _fixed(lengths: Lengths) -> tuple[int, ...] | None:

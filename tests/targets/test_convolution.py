@@ -248,6 +248,51 @@ def test_branches_meet_with_channels_last():
     assert transposes(made) == 1
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        ["Transpose"],  # to channels last, for the layers of a block
+        ["Transpose", "Relu", "Transpose"],
+    ],
+)
+def test_layouts_that_the_model_changes_itself(between):
+    weights = {}
+    nodes = [conv("one", "x", "t0", (16, 3, 3, 3), weights)]
+    perms = iter([[0, 2, 3, 1], [0, 3, 1, 2]])
+    for i, kind in enumerate(between):
+        attributes = {"perm": next(perms)} if kind == "Transpose" else {}
+        nodes.append(helper.make_node(kind, [f"t{i}"], [f"t{i + 1}"], **attributes))
+    if len(between) == 1:
+        nodes.append(helper.make_node("Relu", ["t1"], ["y"]))
+    else:
+        nodes += [
+            helper.make_node("Add", ["t3", "t0"], ["t4"]),
+            conv("two", "t4", "t5", (5, 16, 1, 1), weights, seed=1),
+            helper.make_node("Transpose", ["t5"], ["y"], perm=[0, 2, 3, 1]),
+        ]
+    made = check(model(nodes, weights, ["batch", 3, 9, 7]), (1, 3, 9, 7), (3, 3, 9, 7), k=32)
+    assert transposes(made) == 0
+
+
+def test_transposed_convolutions_keep_their_channels_last():
+    weights = {}
+    nodes = [conv("one", "x", "low", (20, 3, 3, 3), weights, strides=[2, 2], pads=[1, 1, 1, 1])]
+    for name, side, attributes in (("up", 2, {}), ("wide", 4, {"pads": [1, 1, 1, 1]})):
+        node = conv(name, "low", name, (20, 18, side, side), weights, **attributes, strides=[2, 2])
+        node.op_type = "ConvTranspose"
+        weights[f"{name}.b"] = weights[f"{name}.b"][:18].copy()
+        nodes.append(node)
+    nodes += [
+        helper.make_node("Add", ["up", "wide"], ["sum"]),
+        conv("two", "sum", "t", (6, 18, 3, 3), weights, seed=1, pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMean", ["t", "axes"], ["y"]),
+    ]
+    weights["axes"] = np.array([2, 3], np.int64)
+    made = check(model(nodes, weights, ["batch", 3, 10, 14]), (2, 3, 10, 14), k=20 * 16)
+    assert transposes(made) == 3  # two that interleave rows, and the output's
+    assert "conv2d_transpose" not in str(made.lowered.module)
+
+
 def test_whoever_needs_channels_first_gets_them():
     weights = {"shape": np.array([2, -1], np.int64)}
     nodes = [

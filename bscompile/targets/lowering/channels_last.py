@@ -53,6 +53,8 @@ def result(view: NodeView, y: Any) -> Any:
 
 def convert(view: NodeView, converter: Converter) -> Any:
     """Convert a node, channels last where one of its inputs is and the operator allows it."""
+    if view.node.domain == "" and view.node.op_type == "Transpose":
+        return _transpose(view, converter)
     if view.node.domain == "" and any(
         _known(view, value) is not None for value in view.node.inputs
     ):
@@ -69,6 +71,16 @@ def convert(view: NodeView, converter: Converter) -> Any:
 
 def _known(view: NodeView, value: ir.Value | None) -> Any:
     return None if value is None else view.importer.shared.get((_KEY, value))
+
+
+def _transpose(view: NodeView, converter: Converter) -> Any:
+    """A change of layout that the model itself makes: the other layout is there already."""
+    perm = list(view.attributes.get("perm", ()))
+    if perm == _TO_LAST and is_last(view, 0):
+        return image(view, 0)
+    if perm == _TO_FIRST:
+        view.importer.shared[_KEY, view.node.outputs[0]] = view.expr(0)
+    return converter(view)
 
 
 # ---------------------------------------------------------------- elementwise
