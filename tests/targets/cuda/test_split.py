@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,12 @@ from bscompile.dialect.precision import PRECISIONS, in_precision
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Problem
 from bscompile.targets.cuda.hardware import hardware
+from bscompile.targets.cuda.kernels.band_shape import BandShape
 from bscompile.targets.cuda.kernels.packing import Layout, cut_rows, pack_steps
 from bscompile.targets.cuda.templates import TEMPLATES
 from tests.targets.cuda import adapter
 from tests.targets.cuda.conftest import kernel_for
+from tests.targets.cuda.test_hopper import kernel_of
 from tests.targets.numeric_suite import Call
 from tests.tolerance import assert_close
 
@@ -66,6 +70,51 @@ def test_pieces_are_added_up(rng):
         assert_close(adapter.run(module[name], call), want, np.float32, SHAPE[1], what=name)
 
 
+def shared_tiles(rng):
+    """(PrimFuncs, calls, answers): blocks of a cluster share the steps of each wgmma tile.
+
+    The first band is empty, another lies in some blocks' steps only; tiles of x are cut.
+    """
+    live = rng.random((13, 63)) < 0.3
+    live[:4], live[4:8, 8:] = False, False
+    mask = np.kron(live, np.ones((16, 16), bool))[:200, :1000]
+    weight = BlockSparseMatrix.from_dense(
+        (rng.standard_normal((200, 1000)) * mask).astype(np.float32), (16, 16)
+    )
+    x, bias = (rng.standard_normal(size).astype(np.float32) for size in ((40, 1000), 200))
+    op = in_precision(LinearOp("layer", weight, ("bias", "relu")), PRECISIONS["bfloat16"])
+    want = evaluate(op, x.astype(PRECISIONS["bfloat16"]).astype(np.float32), (bias,))
+    functions, calls = {}, {}
+    for bands, split, rows in ((1, 8, 16), (2, 4, 32), (2, 2, 16)):
+        shape = BandShape(bands, rows, parts=1, group=16, stages=3, cluster=1, split=split)
+        kernel, _ = kernel_of(weight, shape, None, ("bias", "relu"))
+        name = f"shared{bands}_{split}"
+        functions[name], calls[name] = kernel.prim_func, Call(kernel, (x, bias), (40, 200))
+    return functions, calls, want
+
+
+def test_blocks_that_share_a_tile_add_up_what_each_has(rng):
+    functions, calls, want = shared_tiles(rng)
+    machine = hardware("sm_90")
+    module = adapter.compile_module(functions, machine)
+    for name, call in calls.items():
+        assert_close(adapter.run(module[name], call), want, np.float32, 1000, what=name)
+
+
+@pytest.mark.usefixtures("on_emulator")
+def test_sums_of_the_wrong_block_change_the_result(rng):
+    functions, calls, want = shared_tiles(rng)
+
+    def fault(text):
+        text, count = re.subn(r"(bscompile_load_from\(.*), 1\);", r"\1, 0);", str(text))
+        assert count, "the source has no such place"
+        return text
+
+    name = "shared2_2"
+    module = adapter.compile_module({name: functions[name]}, hardware("sm_90"), fault)
+    assert np.abs(adapter.run(module[name], calls[name]) - want).max() > 1e-2
+
+
 def test_they_are_chosen_where_the_machine_would_idle():
     machine = hardware("sm_90")
     template = next(one for one in TEMPLATES if one.name == "block_sparse_tensor_cores")
@@ -77,3 +126,6 @@ def test_they_are_chosen_where_the_machine_would_idle():
 
     assert "chunk" in best(1024, 16384, 32)
     assert "chunk" not in best(16384, 4096, 4096)
+    template = next(one for one in TEMPLATES if one.name == "block_sparse_wgmma")
+    assert best(1024, 16384, 32)["split"] > 1
+    assert best(16384, 4096, 4096)["split"] == 1

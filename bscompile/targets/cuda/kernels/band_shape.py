@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bscompile.targets.base import HardwareSpec
-from bscompile.targets.cuda.kernels.bands import BAND_BYTES, STEP
+from bscompile.targets.cuda.kernels.bands import BAND, STEP
 
 GROUP = 128  # threads of a warpgroup
 STAGED_ROWS = 16  # of x, that a warpgroup stores at a time
@@ -27,7 +27,8 @@ class BandShape:
         parts: Warpgroups that share a band's rows.
         group: Neighbouring inputs of one gathered piece: 16, 32 or 64.
         stages: Buffers of the ring.
-        cluster: Thread blocks of a cluster.
+        cluster: Thread blocks of a cluster, on neighbouring rows.
+        split: Thread blocks of a cluster that share the steps of one tile; one of both is 1.
     """
 
     bands: int
@@ -36,6 +37,12 @@ class BandShape:
     group: int
     stages: int
     cluster: int
+    split: int = 1
+
+    @property
+    def blocks(self) -> int:
+        """Thread blocks of a cluster, whatever they share."""
+        return self.cluster * self.split
 
     @property
     def workers(self) -> int:
@@ -58,10 +65,20 @@ class BandShape:
         return self.rows * STEP * 2
 
     @property
+    def piece_bytes(self) -> int:
+        """What one band has of one group of inputs."""
+        return BAND * self.group * 2
+
+    @property
+    def staged(self) -> int:
+        """Places for sixteen rows of a worker's sums: two in turn; all, where others add them."""
+        return self.columns // STAGED_ROWS if self.split > 1 else 2
+
+    @property
     def shared_bytes(self) -> int:
-        """Shared memory: the ring with its barriers, and two places to stage each worker's sums."""
-        ring = self.stages * (self.x_bytes + self.bands * BAND_BYTES + 16)
-        return ring + self.workers * 2 * STAGED_ROWS * STAGED_PITCH * 4
+        """Shared memory: the ring with its barriers, and where the workers' sums are staged."""
+        ring = self.stages * (self.x_bytes + self.bands * BAND * STEP * 2 + 16)
+        return ring + self.workers * self.staged * STAGED_ROWS * STAGED_PITCH * 4
 
     def fits(self, hardware: HardwareSpec, resident: int = 1) -> bool:
         """Whether a processor can hold that many such blocks."""
@@ -78,10 +95,10 @@ class BandShape:
 
     def processors(self, hardware: HardwareSpec) -> int:
         """Processors that are busy: a cluster finds its place in one GPC or nowhere."""
-        if self.cluster <= 2:
-            return hardware.cores // self.cluster * self.cluster
-        clusters = max(1, hardware.cores // _NEIGHBOURS * (_NEIGHBOURS // self.cluster))
-        return clusters * self.cluster
+        if self.blocks <= 2:
+            return hardware.cores // self.blocks * self.blocks
+        clusters = max(1, hardware.cores // _NEIGHBOURS * (_NEIGHBOURS // self.blocks))
+        return clusters * self.blocks
 
     def _launched(self, resident: int) -> int:
         """Registers of each thread when the kernel starts."""

@@ -6,7 +6,8 @@ with n = 64 outputs it is all of it. And n may grow, where a block's outputs may
 
 What bounds large layers is the second-level cache. A step of a tile is read as ``rows`` rows of x
 and, by a cluster of c blocks, as a c-th of each live band; so the products for each byte grow with
-the rows and the cluster, and with the bands by as much as their live columns coincide.
+the rows and the cluster, and with the bands by as much as their live columns coincide. What is
+multiplied are only the pieces that are live in a band: 64 outputs by one group of inputs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate,
 from bscompile.targets.cuda.compile import number
 from bscompile.targets.cuda.hardware import architectures
 from bscompile.targets.cuda.kernels.band_shape import BandShape
-from bscompile.targets.cuda.kernels.bands import BAND, BAND_BYTES, STEP, band_layout, pack_bands
+from bscompile.targets.cuda.kernels.bands import BAND, STEP, band_layout, pack_bands
 from bscompile.targets.cuda.kernels.packing import expected_steps, groups_for, live_share
 from bscompile.targets.cuda.kernels.roofline import (
     STEP_SECONDS,
@@ -34,7 +35,10 @@ from bscompile.targets.cuda.kernels.steps import HALVES
 _ALIGNED = 8  # inputs in 16 bytes: TMA sees only matrices whose rows begin at such places
 _NARROWEST = 16  # inputs of a group: one wgmma takes as many
 _STORE_SECONDS = 1e-7  # that 16 rows take to y: some two hundred cycles
+_MEET_SECONDS = 5e-7  # of a cluster, with what is read across it
 _STAGES = (8, 6, 5, 4, 3, 2)
+#: (cluster, split): blocks on neighbouring rows, or on the steps of one tile.
+_CLUSTERS = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (1, 8))
 _MOST = 24  # configurations worth a try
 
 
@@ -66,20 +70,23 @@ class Wgmma(KernelTemplate):
         tile_rows = -(-problem.n // (BAND * shape.bands))
         tiles = -(-problem.rows // (shape.rows * shape.cluster)) * shape.cluster
         steps = expected_steps(problem, band_layout(shape.bands, shape.group))
-        kept = steps * shape.bands * _live_bands(problem, shape)
+        kept = _kept_pieces(problem, shape) * shape.piece_bytes
         # wgmma reads 64 + n rows of 32 bytes in the time of n / 2 cycles, at 128 bytes a cycle.
         fed = min(1.0, 2 * shape.columns / (BAND + shape.columns))
         rate = hardware.peak_gflops[problem.dtype] * 1e9 * WGMMA_SHARE * fed
-        operations = 2.0 * kept * BAND * STEP * shape.rows / tile_rows  # of one tile
+        blocks = tile_rows * tiles * shape.split
+        operations = kept * shape.rows * tiles / blocks  # of one: two for each pair of bytes
         # What a tile's end takes goes on beside loads and beside another block's products.
         end = (STEP_SECONDS + shape.columns / 16 * _STORE_SECONDS) / shape.resident(hardware)
+        if shape.split > 1:
+            end += 2 * _MEET_SECONDS
         work = Work(
-            blocks=tile_rows * tiles,
-            operations=operations * tile_rows * tiles,
+            blocks=blocks,
+            operations=operations * blocks,
             rate=operations / (operations / rate + end),
-            near_bytes=tiles * (steps * shape.x_bytes + kept * BAND_BYTES / shape.cluster),
-            far_bytes=kept * BAND_BYTES + ends_bytes(problem),
-            depth=steps / tile_rows / max(1, shape.stages - 1),
+            near_bytes=tiles * (steps * shape.x_bytes + kept / shape.cluster),
+            far_bytes=kept + ends_bytes(problem),
+            depth=steps / tile_rows / shape.split / max(1, shape.stages - 1),
         )
         cost = seconds(replace(hardware, cores=shape.processors(hardware)), work)
         return cost if problem.x_dtype == problem.dtype else cost + hardware.launch_seconds
@@ -111,24 +118,35 @@ def _shape(config: Config) -> BandShape:
 def _shapes(problem: Problem, group: int, hardware: HardwareSpec) -> list[BandShape]:
     """For each tile, the longest ring that one block, and that each of two, has room for."""
     found: list[BandShape] = []
-    for bands, rows, parts, cluster in product(
-        (1, 2, 4), (16, 32, 64, 128, 256), (1, 2), (1, 2, 4)
-    ):
+    for bands, rows, parts, blocks in product((1, 2, 4), (16, 32, 64, 128, 256), (1, 2), _CLUSTERS):
         if bands * BAND >= 2 * max(BAND, problem.n) or rows >= 2 * max(16, problem.rows):
             continue
-        if bands * parts > 4 or rows // parts < 16 or rows * (cluster - 1) >= problem.rows:
+        if bands * parts > 4 or rows // parts < 16:
             continue
-        shapes = [BandShape(bands, rows, parts, group, stages, cluster) for stages in _STAGES]
+        cluster, split = blocks
+        if rows * (cluster - 1) >= problem.rows:
+            continue
+        if split > 1 and not _idles(problem, bands, rows, split, group, hardware):
+            continue
+        shapes = [BandShape(bands, rows, parts, group, stages, *blocks) for stages in _STAGES]
         for resident in (1, 2):
             fitting = [shape for shape in shapes if shape.fits(hardware, resident)]
             found += [shape for shape in fitting[:1] if shape not in found]
     return found
 
 
-def _live_bands(problem: Problem, shape: BandShape) -> float:
-    """Share of a step's bands in which anything is live, and which are stored."""
-    whole = live_share(problem, band_layout(shape.bands, shape.group))
-    if whole == 0:
-        return 1.0
-    one = live_share(problem, band_layout(1, shape.group)) / whole
-    return float(1.0 - (1.0 - min(1.0, one)) ** (STEP // shape.group))
+def _idles(
+    problem: Problem, bands: int, rows: int, split: int, group: int, hardware: HardwareSpec
+) -> bool:
+    """Whether whole tiles leave the machine idle, and have steps enough for several blocks."""
+    tile_rows, tiles = -(-problem.n // (BAND * bands)), -(-problem.rows // rows)
+    steps = expected_steps(problem, band_layout(bands, group)) / tile_rows
+    return tile_rows * tiles < 2 * hardware.cores and steps >= 2 * split
+
+
+def _kept_pieces(problem: Problem, shape: BandShape) -> float:
+    """Pieces that packing will keep: at least one in each band."""
+    bands = -(-problem.n // (BAND * shape.bands)) * shape.bands
+    groups = -(-problem.k // shape.group)
+    live = live_share(problem, band_layout(1, shape.group))
+    return bands * max(1.0, live * groups)

@@ -253,6 +253,8 @@ T shuffle_index(unsigned, T value, int from, int width = 32) {
 #define __syncwarp(...) emu::shuffle(0, emu::lane())
 #define __cvta_generic_to_shared(pointer) emu::to_shared(reinterpret_cast<const void*>(pointer))
 #define __trap() emu::fail("the kernel traps")
+#define __popc __builtin_popcount
+#define __ffs __builtin_ffs
 #define __activemask() 0xffffffffu
 #define __shfl_sync emu::shuffle_index
 #define __shfl_xor_sync emu::shuffle_xor

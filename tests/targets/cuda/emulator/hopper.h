@@ -229,6 +229,16 @@ inline void cluster_barrier() {
   meet(cluster_meeting, -1, static_cast<int>(fibers.size()), nullptr, [](void**) {});
 }
 
+// Four floats from any block of the cluster.
+inline void load_vector(uint32_t address, float* a, float* b, float* c, float* d) {
+  if (address % 16) fail("ld.v4: not aligned to 16 bytes");
+  const unsigned char* from = from_shared(address, 16);
+  for (float* to : {a, b, c, d}) {
+    std::memcpy(to, from, 4);
+    from += 4;
+  }
+}
+
 inline void set_registers(int count) {
   if (count < 24 || count > 256 || count % 8) fail("setmaxnreg: 24 to 256, a multiple of 8");
   meet_warpgroup(nullptr, [](void**) {});

@@ -135,6 +135,8 @@ def _of_hopper(text: str, outputs: list[str], inputs: list[str]) -> str:
         return f"{{ float* sums[] = {{{to}}}; emu::wgmma({found[1]}, {flag}, sums, {taken}); }}"
     if text.startswith("cp.async.bulk.tensor"):
         taken = taken.replace(f"({inputs[1]})", f"(const void*)({inputs[1]})", 1)
+    if text.startswith("ld.shared::cluster.v4.f32"):
+        return f"emu::load_vector({taken}, {', '.join(f'&({one})' for one in outputs)});"
     for pattern, meaning in _RESULTS.items():
         if re.search(pattern, text):
             return f"{outputs[0]} = emu::{meaning.format(taken)};"

@@ -65,6 +65,14 @@ _SOURCES = {
       :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes),
          "r"((unsigned)__cvta_generic_to_shared(barrier)), "h"((unsigned short)ranks) : "memory");
 }""",
+    # Four numbers from the same place of another block of the cluster, or of this one.
+    "load_from": """(float* to, const void* at, unsigned rank) {
+  unsigned there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(there) : "r"((unsigned)__cvta_generic_to_shared(at)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "r"(there) : "memory");
+}""",
     "prefetch_map": """(unsigned long long map) {
   asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
 }""",
@@ -87,6 +95,25 @@ _SOURCES = {
 def call(name: str, *arguments: Any) -> None:
     """Emit a call of one of the functions above."""
     _emit(name, _SOURCES[name], *arguments)
+
+
+def count_bits(bits: Any) -> Any:
+    """How many bits of an int32 are set."""
+    return _call("count_bits", "(int bits) {\n  return __popc(bits);\n}", bits, result="int32")
+
+
+def lowest_bit(bits: Any) -> Any:
+    """The place of an int32's lowest bit that is set."""
+    return _call("lowest_bit", "(int bits) {\n  return __ffs(bits) - 1;\n}", bits, result="int32")
+
+
+def same_in_warp(value: Any) -> Any:
+    """An int32 that a warp's threads agree on, so that the compiler knows that they do.
+
+    Where it does not, it takes branches for ones that part warps, and serializes wgmma in them.
+    """
+    body = "(int value) {\n  return __shfl_sync(0xffffffffu, value, 0);\n}"
+    return _call("same_in_warp", body, value, result="int32")
 
 
 def set_registers(count: int, *, more: bool) -> None:
@@ -157,7 +184,7 @@ def _emit(name: str, text: str, *arguments: Any) -> None:
 
 def _call(name: str, text: str, *arguments: Any, result: str = "void") -> Any:
     name = f"bscompile_{name}"
-    kind = {"void": "void", "uint64": "unsigned long long"}[result]
+    kind = {"void": "void", "int32": "int", "uint64": "unsigned long long"}[result]
     source = f"__forceinline__ __device__ {kind} {name}{text}\n"
     return T.cuda.func_call(name, *arguments, source_code=source, return_type=result)
 

@@ -1,15 +1,16 @@
 """y = x Wᵀ over bands on Hopper: TMA fills a ring, mbarriers tell of it, wgmma empties it.
 
 A tile of y is ``rows`` rows by ``bands`` times 64 outputs. One thread walks the tile's steps and
-has the TMA unit bring, for each, 64 gathered columns of x and the bands that are live in it. Each
-of the other warpgroups owns one band (and, with ``parts``, a share of the rows) and multiplies the
-steps in which its band is live; so all bands share the tile of x. The band is the M of wgmma and
+has the TMA unit bring, for each, 64 gathered columns of x and the pieces of W that are live in it.
+Each of the other warpgroups owns one band (and, with ``parts``, a share of the rows) and multiplies
+the pieces that are live in it; so all bands share the tile of x. The band is the M of wgmma and
 the rows are its N: a band's 64 outputs fill it whatever the trained block, and up to 256 rows make
 the most of each read of W from shared memory.
 
-``cluster`` blocks work side by side on neighbouring rows: each brings a part of every band and
-multicasts it to the others. Blocks stay (a persistent grid) and take tiles in turn, the longest
-first, while the ring goes on filling across tiles.
+``cluster`` blocks work side by side on neighbouring rows: each brings a part of the pieces and
+multicasts it to the others. Or ``split`` blocks share the steps of one tile: each stages its sums,
+and all add up what they read from each other. Blocks stay (a persistent grid) and take tiles in
+turn, the longest first, while the ring goes on filling across tiles.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import HardwareSpec, Problem
 from bscompile.targets.cuda.kernels.band_shape import GROUP, BandShape
-from bscompile.targets.cuda.kernels.bands import BAND, BAND_BYTES, STEP
+from bscompile.targets.cuda.kernels.bands import BAND, STEP
 from bscompile.targets.cuda.kernels.code import hopper
 from bscompile.targets.cuda.kernels.code.signature import Arguments, Operands, generate, tiles
 from bscompile.targets.cuda.kernels.code.staging import Staging
@@ -63,7 +64,7 @@ class _Body:
     ) -> None:
         self.args, self.problem, self.shape, self.unit = args, problem, shape, unit
         self.multiplied, self.resident = problem.dtype, shape.resident(hardware)
-        self.clusters = self.resident * shape.processors(hardware) // shape.cluster
+        self.clusters = self.resident * shape.processors(hardware) // shape.blocks
         self.values, self.starts, self.live, self.indptr, self.order = args.operands
 
     def emit(self) -> None:
@@ -78,8 +79,8 @@ class _Body:
         self._tiles = T.cast(tiles(self.args.m, self._span()), "int32")
         items = tile_rows * self._tiles
         clusters = T.min(items, self.clusters)
-        block = T.cta_id([clusters * shape.cluster])
-        self._rank = T.cta_id_in_cluster([shape.cluster]) if shape.cluster > 1 else 0
+        block = T.cta_id([clusters * shape.blocks])
+        self._rank = T.cta_id_in_cluster([shape.blocks]) if shape.blocks > 1 else 0
         thread = T.thread_id([shape.threads])
         self._reserve()
         with T.If(thread == 0), T.Then():
@@ -92,14 +93,18 @@ class _Body:
             hopper.call("barriers_ready")
         hopper.call("cluster_sync" if shape.cluster > 1 else "block_sync")
         registers = shape.registers(self.resident)
-        first = T.bind(T.floordiv(block, shape.cluster))
+        first = T.bind(T.floordiv(block, shape.blocks))
         turns = T.bind(T.truncdiv(items - first + (clusters - 1), clusters))
         with T.If(thread < GROUP):
             with T.Then():
                 if registers:
                     hopper.set_registers(registers[0], more=False)
-                with T.If(thread == 0), T.Then():
-                    self._load(tile_map, first, turns, clusters)
+                with T.If(thread == 0):
+                    with T.Then():
+                        self._load(tile_map, first, turns, clusters)
+                    if shape.split > 1:
+                        with T.Else(), T.serial(0, turns):
+                            self._meet(2)
             with T.Else():
                 if registers:
                     hopper.set_registers(registers[1], more=True)
@@ -131,55 +136,71 @@ class _Body:
         """Shared memory: the ring first, since swizzled tiles must begin at 1024 bytes."""
         shape, pool = self.shape, T.SMEMPool()
         self._x = pool.alloc((shape.stages, shape.rows * STEP), self.multiplied, align=1024)
-        self._w = pool.alloc((shape.stages, shape.bands, BAND * STEP), self.multiplied, align=1024)
-        self._staging = Staging(pool, shape.workers, shape.columns)
+        self._w = pool.alloc((shape.stages, shape.bands * BAND * STEP), self.multiplied, align=1024)
+        self._staging = Staging(pool, shape)
         self._full = pool.alloc((shape.stages,), "uint64", align=8)
         self._empty = pool.alloc((shape.stages,), "uint64", align=8)
         pool.commit()
         self._turn = T.alloc_buffer((1,), "int32", scope="local")  # steps since the launch
 
-    def _tile(self, turn: Any, first: Any, clusters: Any) -> tuple[Any, Any, Any]:
-        """(packed tile row, first row of x, first step) of a turn."""
+    def _tile(self, turn: Any, first: Any, clusters: Any) -> tuple[Any, Any, Any, Any]:
+        """(packed tile row, first row of x, first step, steps) of a turn, for this block."""
         item = T.bind(first + turn * clusters)
         packed = T.bind(T.truncdiv(item, self._tiles))
-        at = T.truncmod(item, self._tiles) * self._span() + self._rank * self.shape.rows
-        return packed, T.bind(at), T.bind(self.indptr[packed])
+        at = T.truncmod(item, self._tiles) * self._span()
+        begin = T.bind(self.indptr[packed])
+        count = T.bind(self.indptr[packed + 1] - begin)
+        if self.shape.split == 1:
+            return packed, T.bind(at + self._rank * self.shape.rows), begin, count
+        mine, next_one = (
+            T.bind(T.truncdiv(count * rank, self.shape.split))
+            for rank in (self._rank, self._rank + 1)
+        )
+        return packed, T.bind(at), T.bind(begin + mine), T.bind(next_one - mine)
 
     def _load(self, tile_map: Any, first: Any, turns: Any, clusters: Any) -> None:
         shape = self.shape
-        pieces, part = STEP // shape.group, BAND_BYTES // shape.cluster
         T.buffer_store(self._turn, 0, [0])
         with T.serial(0, turns) as turn:
-            packed, row, begin = self._tile(turn, first, clusters)
-            with T.serial(0, self.indptr[packed + 1] - begin) as j:
+            _, row, begin, count = self._tile(turn, first, clusters)
+            with T.serial(0, count) as j:
                 step = T.bind(begin + j)
                 stage, lap = self._place()
-                bands = T.bind(self.live[step, 0])
-                held = T.alloc_buffer((1,), "int32", scope="local")
+                pieces = T.bind(self.live[step, 2])
                 hopper.call("wait", self._empty.ptr_to([stage]), lap ^ 1)
                 full = self._full.ptr_to([stage])
-                hopper.call("expect", full, shape.x_bytes + self.live[step, 2] * BAND_BYTES)
-                for piece in range(pieces):
+                hopper.call("expect", full, shape.x_bytes + pieces * shape.piece_bytes)
+                for piece in range(STEP // shape.group):
                     to = self._x.ptr_to([stage, piece * shape.rows * shape.group])
                     column = self.starts[step, piece] * self.unit
                     hopper.call("load_tile", to, T.address_of(tile_map), column, row, full)
-                T.buffer_store(held, self.live[step, 1], [0])
-                with T.serial(0, shape.bands) as band, T.If(_has(bands, band)), T.Then():
-                    self._load_band(stage, band, held[0], part, full)
-                    T.buffer_store(held, held[0] + 1, [0])
+                self._load_pieces(stage, self.live[step, 1], pieces, full)
                 T.buffer_store(self._turn, self._turn[0] + 1, [0])
+            self._meet(2)
 
-    def _load_band(self, stage: Any, band: Any, place: Any, part: int, full: Any) -> None:
-        """This block's part of a band, to every block of the cluster."""
-        elements = self._rank * (part // 2)
-        row, column = T.floordiv(elements, STEP), T.floormod(elements, STEP)
-        to = self._w.ptr_to([stage, band, elements])
-        come_from = T.address_of(self.values[place, row, column])
-        if self.shape.cluster == 1:
-            hopper.call("load_bytes", to, come_from, part, full)
-        else:
-            everyone = (1 << self.shape.cluster) - 1
-            hopper.call("load_bytes_everywhere", to, come_from, part, full, everyone)
+    def _load_pieces(self, stage: Any, place: Any, pieces: Any, full: Any) -> None:
+        """This block's part of a step's pieces, to every block on neighbouring rows."""
+        shape = self.shape
+        if shape.cluster == 1:
+            to = self._w.ptr_to([stage, 0])
+            come_from = T.address_of(self.values[place, 0, 0])
+            hopper.call("load_bytes", to, come_from, pieces * shape.piece_bytes, full)
+            return
+        rows = T.bind(pieces * (BAND // shape.cluster))
+        before = T.bind(self._rank * rows)
+        to = self._w.ptr_to([stage, before * shape.group])
+        come_from = T.address_of(
+            self.values[place + T.truncdiv(before, BAND), T.truncmod(before, BAND), 0]
+        )
+        everyone = (1 << shape.cluster) - 1
+        part = rows * (shape.group * 2)
+        hopper.call("load_bytes_everywhere", to, come_from, part, full, everyone)
+
+    def _meet(self, times: int) -> None:
+        """Where blocks share a tile: all of their threads, when sums are staged and when read."""
+        if self.shape.split > 1:
+            for _ in range(times):
+                hopper.call("cluster_sync")
 
     def _place(self) -> tuple[Any, Any]:
         """(stage, parity of the lap) of the ring's present turn."""
@@ -189,26 +210,27 @@ class _Body:
 
     def _multiply(self, thread: Any, first: Any, turns: Any, clusters: Any) -> None:
         shape = self.shape
-        worker = T.bind(T.floordiv(thread, GROUP))
+        worker = T.bind(hopper.same_in_warp(T.floordiv(thread, GROUP)))
         band, part = T.floormod(worker, shape.bands), T.floordiv(worker, shape.bands)
         sums = T.alloc_buffer((shape.columns // 2,), "float32", scope="local")
         keep = T.alloc_buffer((1,), "int32", scope="local")
         busy = T.alloc_buffer((1,), "int32", scope="local")  # stage still being read, or -1
         T.buffer_store(self._turn, 0, [0])
         with T.serial(0, turns) as turn:
-            packed, row, begin = self._tile(turn, first, clusters)
+            packed, row, begin, count = self._tile(turn, first, clusters)
             T.buffer_store(keep, 0, [0])
             T.buffer_store(busy, -1, [0])
-            with T.serial(0, self.indptr[packed + 1] - begin) as j:
+            with T.serial(0, count) as j:
                 stage, lap = self._place()
                 hopper.call("wait", self._full.ptr_to([stage]), lap)
-                with T.If(_has(self.live[begin + j, 0], band)):
+                live = T.bind(self.live[begin + j, 0])
+                mine = T.bind(self._of_band(live, band))
+                with T.If(mine != 0):
                     with T.Then():
-                        self._product(sums, keep, stage, band, part)
+                        self._product(sums, keep, stage, self._before(live, band), mine, part)
                         hopper.wgmma_wait(1)
                         self._release_busy(thread, busy)
                         T.buffer_store(busy, stage, [0])
-                        T.buffer_store(keep, 1, [0])
                     with T.Else():  # a stage held while others go by would stop the ring
                         hopper.wgmma_wait(0)
                         self._release_busy(thread, busy)
@@ -217,28 +239,51 @@ class _Body:
                 T.buffer_store(self._turn, self._turn[0] + 1, [0])
             hopper.wgmma_wait(0)
             self._release_busy(thread, busy)
+            row = T.bind(row + part * shape.columns)
             column = T.bind((self.order[packed] * shape.bands + band) * BAND)
-            self._staging.store(
-                self.args, sums, worker, thread, T.bind(row + part * shape.columns), column
-            )
+            if shape.split == 1:
+                self._staging.store(self.args, sums, worker, thread, row, column)
+            else:
+                self._staging.keep(sums, worker, thread, keep[0])
+                self._meet(1)
+                self._staging.add(self.args, worker, thread, row, column, self._rank)
+                self._meet(1)
 
-    def _product(self, sums: Any, keep: Any, stage: Any, band: Any, part: Any) -> None:
-        """The step's four slices; the sums begin anew where ``keep`` is 0."""
+    def _of_band(self, live: Any, band: Any) -> Any:
+        """The bits of one band."""
+        pieces = STEP // self.shape.group
+        return T.bitwise_and(T.shift_right(live, band * pieces), (1 << pieces) - 1)
+
+    def _before(self, live: Any, band: Any) -> Any:
+        """Pieces of the bands before one: as many lie before its own in shared memory."""
+        bits = T.shift_left(T.int32(1), band * (STEP // self.shape.group)) - 1
+        return T.bind(hopper.count_bits(T.bitwise_and(live, bits)))
+
+    def _product(self, sums: Any, keep: Any, stage: Any, place: Any, live: Any, part: Any) -> None:
+        """The band's live pieces of a step; the sums begin anew where ``keep`` is 0."""
         shape = self.shape
-        hopper.wgmma_fence()
-        w = T.bind(hopper.matrix(self._w.ptr_to([stage, band, 0]), STEP))
+        w = T.bind(hopper.matrix(self._w.ptr_to([stage, place * BAND * shape.group]), shape.group))
         rows = self._x.ptr_to([stage, part * shape.columns * shape.group])
         x = T.bind(hopper.matrix(rows, shape.group))
-        for inside in range(STEP // _SLICE):
-            piece, rest = divmod(inside * _SLICE, shape.group)
-            hopper.wgmma(
-                T.address_of(sums[0]),
-                w + T.uint64(inside * _SLICE * 2 // 16),
-                x + T.uint64((piece * shape.rows * shape.group + rest) * 2 // 16),
-                T.int32(1) if inside else keep[0],
-                columns=shape.columns,
-                dtype=self.multiplied,
-            )
+        left = T.alloc_buffer((1,), "int32", scope="local")
+        T.buffer_store(left, live, [0])
+        # A loop, not a branch for each piece: those the compiler would serialize.
+        with T.serial(0, hopper.count_bits(live) if shape.group < STEP else 1) as taken:
+            piece = T.bind(hopper.lowest_bit(left[0]))
+            T.buffer_store(left, T.bitwise_and(left[0], left[0] - 1), [0])
+            a = T.bind(w + T.cast(taken * (shape.piece_bytes // 16), "uint64"))
+            b = T.bind(x + T.cast(piece * (shape.rows * shape.group // 8), "uint64"))
+            hopper.wgmma_fence()
+            for inside in range(0, shape.group, _SLICE):
+                hopper.wgmma(
+                    T.address_of(sums[0]),
+                    a + T.uint64(inside // 8),
+                    b + T.uint64(inside // 8),
+                    T.int32(1) if inside else keep[0],
+                    columns=shape.columns,
+                    dtype=self.multiplied,
+                )
+            T.buffer_store(keep, 1, [0])
         hopper.wgmma_commit()
 
     def _release_busy(self, thread: Any, busy: Any) -> None:
@@ -253,7 +298,3 @@ class _Body:
                 hopper.call("arrive", self._empty.ptr_to([stage]))
             else:
                 hopper.call("arrive_at", self._empty.ptr_to([stage]), lane)
-
-
-def _has(bits: Any, place: Any) -> Any:
-    return T.bitwise_and(T.shift_right(bits, place), 1) == 1
