@@ -64,20 +64,18 @@ def sparse_bert(path: Path, arguments: argparse.Namespace) -> Path:
 
 def tuned(model: Path, database: Path, arguments: argparse.Namespace):
     """(seconds until every problem is tuned, the result); the whole model is not timed here."""
-    from bscompile.compiler import CompileOptions, collect_layers
+    from bscompile.compiler import CompileOptions
     from bscompile.runtime import tvm_library
+    from bscompile.tuner import tune_model
     from bscompile.tuning.database import Database
-    from bscompile.tuning.session import TuneOptions, tune_layers
-    from bscompile.tuning.summary import TuningResult, summarise
+    from bscompile.tuning.session import TuneOptions
 
     tvm_library.import_compiler()
     begun = time.monotonic()
-    layers = collect_layers(model, CompileOptions(threads=arguments.threads))
-    options = TuneOptions(trials=arguments.trials, timeout=arguments.timeout)
-    records = Database(database)
-    outcomes = tune_layers(layers, records, options, watch)
-    seconds = time.monotonic() - begun
-    return seconds, TuningResult(str(database), (), summarise(outcomes))
+    options = CompileOptions(threads=arguments.threads)
+    settings = TuneOptions(trials=arguments.trials, timeout=arguments.timeout)
+    found = tune_model(model, options, settings, Database(database), time_whole=False, watch=watch)
+    return time.monotonic() - begun, found.result
 
 
 def watch(state) -> None:

@@ -12,9 +12,9 @@ from bscompile.runtime import tvm_library
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from bscompile.compiler import CompiledModel, CompileOptions
+    from bscompile.compiler import CompiledModel
     from bscompile.tuning.session import Progress
-    from bscompile.tuning.summary import TuningResult, WholeModel
+    from bscompile.tuning.summary import TuningResult
 
 
 def build(
@@ -166,64 +166,40 @@ def tune(
         UsageError: optuna is missing, or ``rpc`` is not ``host:port``.
         StorageError: the database or the report cannot be written.
     """
-    from bscompile.compiler import CompileOptions, collect_layers
+    from bscompile.compiler import CompileOptions
     from bscompile.dialect.precision import precision_named
     from bscompile.files import check_writable, write_atomically
     from bscompile.targets.buckets import bucket_list
+    from bscompile.tuner import tune_model
     from bscompile.tuning.database import Database, default_path, read_database
     from bscompile.tuning.runner import parse_tracker
-    from bscompile.tuning.session import TuneOptions, tune_layers
-    from bscompile.tuning.summary import TuningResult, summarise
+    from bscompile.tuning.session import TuneOptions
 
-    say = progress or (lambda line: None)
     runner = parse_tracker(rpc, device)
-    path = default_path() if database is None else Path(database)
     if report is not None:
         check_writable(report)
-    records = Database(path)
+    records = Database(default_path() if database is None else Path(database))
     for source in merge:
         records.merge(read_database(source))
-    lengths, precision = dimensions or {}, precision_named(dtype)
     options = CompileOptions(
-        *(target, threads, typical_rows, lengths),
+        *(target, threads, typical_rows, dimensions or {}),
         device=device,
-        precision=precision,
+        precision=precision_named(dtype),
         buckets=bucket_list(buckets),
     )
-    layers = collect_layers(model, options, say)
-    say("tuning")
     settings = TuneOptions(trials=trials, timeout=timeout, jobs=jobs, runner=runner)
-    outcomes = tune_layers(layers, records, settings, watch)
-    whole = None
-    counts = layers[0].context.target.counts if layers else ""
-    runs_here = runner is None and isinstance(model, str | Path) and not counts
-    if runs_here and (report is not None or any(outcome.tuned_now for outcome in outcomes)):
-        say("timing the whole model beside onnxruntime")
-        whole = _whole_model(Path(model), path, options)
-    layers_found = summarise(outcomes)
-    result = TuningResult(str(path), tuple(records.damaged), layers_found, whole, counts)
-    if report is not None and layers:
+    tuned = tune_model(
+        *(model, options, settings, records),
+        time_whole=True if report is not None else None,
+        say=progress or (lambda line: None),
+        watch=watch,
+    )
+    if report is not None and tuned.layers:
         from bscompile.report.tuning_page import tuning_page
 
-        write_atomically(report, tuning_page(result, layers[0].context.hardware).encode())
-    return result
-
-
-def _whole_model(model: Path, database: Path, options: CompileOptions) -> WholeModel:
-    """Build with what was tuned and time the artifact."""
-    import tempfile
-    from dataclasses import replace
-
-    from bscompile.benchmark import bench
-    from bscompile.compiler import compile_model
-    from bscompile.tuning.summary import WholeModel
-
-    compiled = compile_model(model, replace(options, database=database))
-    with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
-        artifact = compiled.save(Path(folder) / "model.bsc")
-        times = bench(artifact, model, lengths=options.dimensions, threads=options.threads)
-    assert times.onnxruntime is not None  # a model was given
-    return WholeModel(times.artifact.median, times.onnxruntime.median)
+        page = tuning_page(tuned.result, tuned.layers[0].context.hardware)
+        write_atomically(report, page.encode())
+    return tuned.result
 
 
 def is_artifact(path: str | Path) -> bool:

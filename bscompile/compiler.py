@@ -21,6 +21,7 @@ from bscompile import artifact, importer, targets
 from bscompile.artifact.manifest import Manifest
 from bscompile.passes import pipeline
 from bscompile.passes.base import Note
+from bscompile.passes.permute_features import PermuteFeatures
 from bscompile.passes.recognise_quantized import is_quantized_model
 from bscompile.report.build import make_report
 from bscompile.targets.buckets import BUCKETS
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bscompile.dialect import LinearOp
-    from bscompile.passes.choice import Planner
+    from bscompile.passes.choice import OrderJudge, Planner
     from bscompile.report import Report
     from bscompile.targets.base import FormChoice, TargetContext
     from bscompile.targets.lowering import Lowered
@@ -132,20 +133,50 @@ def analyse_model(
     return _prepare(model, options, progress or (lambda line: None)).report
 
 
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What there is to tune in a model.
+
+    Attributes:
+        layers: The distinct problems that its layers pose.
+        orders: Sentences about other orders of its hidden features.
+        undecided: How many orders wait for layers to be measured; these are among ``layers``.
+    """
+
+    layers: list[Layer]
+    orders: tuple[str, ...]
+    undecided: int
+
+
 def collect_layers(
-    model: ModelLike, options: CompileOptions | None = None, progress: Progress | None = None
-) -> list[Layer]:
-    """The distinct problems that the model's layers pose: what there is to tune."""
-    from bscompile.tuning.session import Collector
+    model: ModelLike,
+    options: CompileOptions | None = None,
+    progress: Progress | None = None,
+    database: Database | None = None,
+) -> Collected:
+    """The distinct problems that the model's layers pose.
+
+    Args:
+        model: Path of an ONNX file, an onnx.ModelProto or an onnx_ir.Model (left unchanged).
+        options: What to compile for.
+        progress: Called with one line at the start of each phase.
+        database: What was measured before; it says which order hidden features take.
+    """
+    from bscompile.tuning.collect import Collector
 
     options = options or CompileOptions()
     say = progress or (lambda line: None)
     target = _resolve(options, say)
     graph = _read(model, options, say)
     context = _for_precisions(target, options, graph)
-    collector = Collector(context)
-    _rewrite(graph, options, context, collector, say)
-    return collector.layers
+    collector = Collector(context, database)
+    notes = _rewrite(graph, options, context, collector, collector.judge, say)
+    orders = tuple(
+        f"{note.layer}: {note.text}"
+        for note in notes
+        if note.pass_name == PermuteFeatures.__name__ and "other order of" in note.text
+    )
+    return Collected(collector.layers, orders, collector.undecided)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +197,7 @@ def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepa
     context = _for_precisions(target, options, graph)
     database = Database(options.database or default_path())
     planner = TunedPlanner(database, context)
-    notes = _rewrite(graph, options, context, planner, say)
+    notes = _rewrite(graph, options, context, planner, planner.judge, say)
     if database.damaged:
         text = f"{len(database.damaged)} lines could not be read, such as {database.damaged[0]}"
         notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
@@ -208,11 +239,12 @@ def _rewrite(
     options: CompileOptions,
     context: TargetContext,
     planner: Planner,
+    judge: OrderJudge,
     say: Progress,
 ) -> list[Note]:
     """Phase 4."""
     dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
-    passes = pipeline.pipeline(planner, options.precision, partial(_price, context))
+    passes = pipeline.pipeline(planner, options.precision, partial(_price, context), judge)
     return pipeline.run(graph, passes, dump=dump, progress=say)
 
 

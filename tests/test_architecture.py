@@ -24,7 +24,9 @@ FLOORS = [
     ("report",),
     ("compiler", "runtime"),
     ("reference", "samples", "arrays"),
-    ("api", "benchmark", "verification", "export"),
+    ("benchmark", "verification", "export"),
+    ("tuner",),
+    ("api",),
     ("__init__", "cli", "demo", "__main__"),
 ]
 #: Beside the road, and what runs without the compiler: what these may import of ours.

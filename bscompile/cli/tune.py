@@ -107,6 +107,8 @@ def command(
     for line in result.damaged:
         talk.say(line)
     talk.show(outcome_table(result.layers))
+    for line in result.orders:
+        talk.say(line)
     talk.say(f"{result.headline}; database: {result.database}")
     if result.counts:
         talk.say(f"times are no times: they count {result.counts}")

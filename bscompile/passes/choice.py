@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,6 +93,35 @@ class Planner(Protocol):
             dtype: What to multiply in.
             step: What symbolic rows are a multiple of.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """A layer as it would be with its features in some order.
+
+    Attributes:
+        op: The layer; its weight is of booleans, true where it is not zero.
+        rows: Rows of x; None when symbolic.
+        dtype: What to multiply in.
+        step: What symbolic rows are a multiple of.
+    """
+
+    op: LinearOp
+    rows: int | None
+    dtype: np.dtype[Any]
+    step: int
+
+
+class OrderJudge(Protocol):
+    """Says what layers take that were measured."""
+
+    def __call__(self, plans: Sequence[Sequence[Posed]]) -> list[float] | None:
+        """Seconds of all layers of each plan; None where one of them was not measured."""
+
+
+def not_measured(plans: Sequence[Sequence[Posed]]) -> list[float] | None:
+    """The judge who knows nothing."""
+    return None
 
 
 def choice_text(choice: Choice) -> str:

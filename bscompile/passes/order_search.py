@@ -14,7 +14,7 @@ from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.formats.block_sparse import to_tiles
 from bscompile.formats.cluster import by_equality, by_similarity, runs_needed
 from bscompile.formats.detect import BlockPattern, detect_blocks
-from bscompile.passes.choice import Choice, Planner
+from bscompile.passes.choice import Choice, Planner, Posed
 from bscompile.passes.choose_form import rows_of
 from bscompile.passes.feature_groups import FeatureGroup, feature_axis, group_of
 from bscompile.passes.feature_layout import Layout
@@ -27,6 +27,10 @@ FINEST = (4, 4)  # blocks that a weight without blocks of its own is cut into
 _SPARSE = 0.5  # share of zeros from which an order can pay
 _LESS = 0.8  # of the columns that runs needed before, at most, for a proposal to be priced
 _RUNS = (4, 8, 16, 32)
+_ORDERS = {
+    "equal supports side by side": by_equality,
+    "similar supports side by side": by_similarity,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +41,15 @@ class OrderGroup:
         size: Their number.
         sparse: Places, among the graph's layers, of those whose blocks an order can change.
         start: Place and side of the layer by which the group is found again.
-        proposals: Orders worth a price; none where the features are in a good one already.
+        proposals: Orders worth a price, by how they come about; none where the features are in
+            a good one already.
         layouts: Place -> (where the features lie in y, entries of x per feature).
     """
 
     size: int
     sparse: frozenset[int]
     start: tuple[int, bool]
-    proposals: tuple[Index, ...]
+    proposals: dict[str, Index]
     layouts: dict[int, tuple[Layout | None, int]] = field(default_factory=dict)
 
 
@@ -88,8 +93,11 @@ class Layers:
 
     def total(self, groups: list[OrderGroup], orders: dict[int, Index]) -> float:
         """Seconds of all sparse layers around some groups, those in ``orders`` reordered."""
-        places = sorted({place for group in groups for place in group.sparse})
-        return sum(self._look(place, groups, orders)[0] for place in places)
+        return sum(self._look(place, groups, orders)[0] for place in _around(groups))
+
+    def posed(self, groups: list[OrderGroup], orders: dict[int, Index]) -> list[Posed]:
+        """All sparse layers around some groups, those in ``orders`` reordered."""
+        return [self._pose(place, groups, orders)[0] for place in _around(groups)]
 
     def blocks_of(
         self, place: int, groups: list[OrderGroup], orders: dict[int, Index]
@@ -115,17 +123,22 @@ class Layers:
         mine = [n for n in orders if place in groups[n].sparse]
         key = (place, *((id(groups[n]), orders[n].tobytes()) for n in mine))
         if key not in self._priced:
-            mask = self._ordered(place, groups, orders)
-            pattern = detect_blocks(mask)
-            weight: Weight = mask
-            block = pattern.block if pattern.is_block_sparse else FINEST
-            if mine or self._blocky[place]:
-                weight = BlockSparseMatrix.from_dense(mask, block)
-            rows, step = self.rows[place]
-            op = self._ops[place].with_weight(weight)
-            choice = self._plan(op, rows, self._dtype, step)
+            layer, pattern = self._pose(place, groups, orders)
+            choice = self._plan(layer.op, layer.rows, layer.dtype, layer.step)
             self._priced[key] = choice.seconds, choice, pattern
         return self._priced[key]
+
+    def _pose(
+        self, place: int, groups: list[OrderGroup], orders: dict[int, Index]
+    ) -> tuple[Posed, BlockPattern]:
+        mask = self._ordered(place, groups, orders)
+        pattern = detect_blocks(mask)
+        weight: Weight = mask
+        block = pattern.block if pattern.is_block_sparse else FINEST
+        if self._blocky[place] or any(place in groups[number].sparse for number in orders):
+            weight = BlockSparseMatrix.from_dense(mask, block)
+        rows, step = self.rows[place]
+        return Posed(self._ops[place].with_weight(weight), rows, self._dtype, step), pattern
 
     def _ordered(self, place: int, groups: list[OrderGroup], orders: dict[int, Index]) -> Mask:
         mask = self.support(place)
@@ -136,6 +149,11 @@ class Layers:
             if outputs is not None:
                 mask = mask[outputs.entries(order)]
         return np.ascontiguousarray(mask)
+
+
+def _around(groups: list[OrderGroup]) -> list[int]:
+    """Places of the sparse layers around some groups."""
+    return sorted({place for group in groups for place in group.sparse})
 
 
 def find_groups(graph: ir.Graph, layers: Layers) -> tuple[list[OrderGroup], list[tuple[str, str]]]:
@@ -212,18 +230,19 @@ def _order_group(group: FeatureGroup, layers: Layers, start: tuple[int, bool]) -
     return OrderGroup(group.size, sparse, start, proposals, layouts)
 
 
-def _proposals(supports: Mask, cell: int, scattered: bool) -> tuple[Index, ...]:
+def _proposals(supports: Mask, cell: int, scattered: bool) -> dict[str, Index]:
     """Orders after which runs need fewer columns; layers in blocks need a larger gain."""
     as_it_is = np.arange(len(supports))
-    proposals = []
-    for order in (by_equality(supports, cell), by_similarity(supports, cell)):
+    proposals = {}
+    for name, order_by in _ORDERS.items():
+        order = order_by(supports, cell)
         ratios = [
             runs_needed(supports, order, run) / max(1, runs_needed(supports, as_it_is, run))
             for run in _RUNS
         ]
         if min(ratios) < (_LESS if scattered else _LESS**2):
-            proposals.append(order)
-    return tuple(proposals)
+            proposals[name] = order
+    return proposals
 
 
 def _in_whole_blocks(weight: Weight) -> bool:

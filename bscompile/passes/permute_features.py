@@ -6,16 +6,15 @@ Any order p of the features of a closed group (feature_groups.py, feature_orders
 model: through elementwise operators, norms, residual sums, pooling, and within the heads of
 attention. The order is found by clustering the features by the similarity of their supports in
 all layers around (formats/cluster.py). Groups that share layers are decided together, since blocks
-may show only when both sides of a layer are in order. What counts is the price of the layers as
-the target's planner gives it; an order that saves less than a few per cent is not taken.
+may show only when both sides of a layer are in order. What counts is the time of the layers
+around: measured where somebody has, else as the target's planner expects it (order_plans.py). An
+order that saves less than a few per cent is not taken.
 
 Refuses: groups that the graph's border or another operator sees; factorized layers, whose
 factors another order would destroy.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
@@ -34,24 +33,14 @@ from bscompile.dialect.precision import PRECISIONS
 from bscompile.formats import BlockSparseMatrix
 from bscompile.formats.detect import BlockPattern
 from bscompile.passes.base import GraphPass
-from bscompile.passes.choice import Planner
+from bscompile.passes.choice import OrderJudge, Planner, not_measured
 from bscompile.passes.graph import replace
+from bscompile.passes.order_plans import OrderPlan, decide
 from bscompile.passes.order_search import Layers, OrderGroup, find_groups, regroup
 from bscompile.passes.select_features import select_features
 from bscompile.passes.shrink_plan import layers_of
 
 Index = npt.NDArray[np.int64]
-
-_WORTH = 0.97  # of the price before, at most, for an order to be taken
-_IDLE = 1.005  # an order whose absence costs less than that is not needed
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """Orders of some groups and what the layers cost then."""
-
-    orders: dict[int, Index]
-    seconds: float
 
 
 class PermuteFeatures(GraphPass):
@@ -60,11 +49,14 @@ class PermuteFeatures(GraphPass):
     Args:
         price: Plans a layer; its expected seconds are the price.
         precision: What layers are multiplied in.
+        judge: Knows what layers take that were measured.
     """
 
-    def __init__(self, price: Planner, precision: str = "float32") -> None:
+    def __init__(
+        self, price: Planner, precision: str = "float32", judge: OrderJudge = not_measured
+    ) -> None:
         super().__init__()
-        self._price, self._dtype = price, PRECISIONS[precision]
+        self._price, self._dtype, self._judge = price, PRECISIONS[precision], judge
 
     def rewrite(self, model: ir.Model) -> bool:
         """Order every group of which it pays."""
@@ -86,10 +78,18 @@ class PermuteFeatures(GraphPass):
         """Decide for groups that share layers, and carry it out."""
         if not any(group.proposals for group in groups):
             return
-        before = layers.total(groups, {})
-        plan = _best(layers, groups, before)
-        if plan is None:
+        decision = decide(layers, groups, self._judge)
+        if decision is None:
             return
+        if decision.plan.orders:
+            self._reorder(graph, layers, groups, decision.plan, decision.reason)
+        elif decision.measured:
+            name = layers.names[min(min(group.sparse) for group in groups)]
+            self.refused_for(name, f"no other order of features pays: {decision.reason}")
+
+    def _reorder(
+        self, graph: ir.Graph, layers: Layers, groups: list[OrderGroup], plan: OrderPlan, why: str
+    ) -> None:
         touched: set[int] = set()
         for number, order in plan.orders.items():
             group = groups[number]
@@ -103,10 +103,9 @@ class PermuteFeatures(GraphPass):
             told.append(layers.story(place, groups, plan.orders))
             self._restate(graph, layers, place, groups, plan.orders)
         sizes = ", ".join(str(groups[number].size) for number in plan.orders)
-        gain = f"expected {before / plan.seconds:.2f} times as fast"
         self.applied_to(
             layers.names[min(touched)],
-            f"another order of {sizes} features, {gain}; execution blocks: {'; '.join(told)}",
+            f"another order of {sizes} features, {why}; execution blocks: {'; '.join(told)}",
         )
 
     def _restate(
@@ -133,24 +132,3 @@ class PermuteFeatures(GraphPass):
         made = make_node(op, graph, x, tuple(tensor_inputs(node)), node.outputs[0])
         made.metadata_props[FOUND_KEY] = pattern.to_json()
         replace(graph, [node], [made])
-
-
-def _best(layers: Layers, groups: list[OrderGroup], before: float) -> _Plan | None:
-    """All groups in their proposed order, or fewer; None where nothing is worth it."""
-    plans = []
-    for kind in range(max((len(group.proposals) for group in groups), default=0)):
-        orders = {
-            number: group.proposals[min(kind, len(group.proposals) - 1)]
-            for number, group in enumerate(groups)
-            if group.proposals
-        }
-        plans.append(_Plan(orders, layers.total(groups, orders)))
-    best = min(plans, key=lambda plan: plan.seconds, default=None)
-    if best is None:
-        return None
-    for number in list(best.orders):  # what does not help stays as it was
-        fewer = {n: order for n, order in best.orders.items() if n != number}
-        seconds = layers.total(groups, fewer)
-        if seconds <= _IDLE * best.seconds:
-            best = _Plan(fewer, min(seconds, best.seconds))
-    return best if best.orders and best.seconds <= _WORTH * before else None

@@ -11,7 +11,7 @@ from bscompile.passes.absorb_permutation import AbsorbPermutation
 from bscompile.passes.absorb_reshape import AbsorbReshape
 from bscompile.passes.absorb_windows import AbsorbWindows
 from bscompile.passes.base import GraphPass, Note
-from bscompile.passes.choice import Planner
+from bscompile.passes.choice import OrderJudge, Planner, not_measured
 from bscompile.passes.choose_form import ChooseForm
 from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
@@ -30,7 +30,10 @@ Dump = Callable[[int, str, ir.Model], None]
 
 
 def pipeline(
-    plan: Planner, precision: str = "float32", price: Planner | None = None
+    plan: Planner,
+    precision: str = "float32",
+    price: Planner | None = None,
+    judge: OrderJudge = not_measured,
 ) -> list[GraphPass]:
     """The passes in their order.
 
@@ -39,6 +42,7 @@ def pipeline(
         precision: What layers are stored and multiplied in, see dialect/precision.py.
         price: The cost model, which says whether another order of features pays; None for no
             other orders.
+        judge: Knows what layers take that were measured; it then says which order pays.
     """
     return [
         # First, so that everything after it sees float32 only.
@@ -67,7 +71,7 @@ def pipeline(
         # After fusing: a constant is easiest followed through steps of an op.
         Shrink(),
         # After shrinking, when only features are left that somebody needs.
-        *([] if price is None else [PermuteFeatures(price, precision)]),
+        *([] if price is None else [PermuteFeatures(price, precision, judge)]),
         ChooseForm(plan, precision),
         # Last: it shares equal weights again and writes the functions of what is left.
         WriteDialect(),

@@ -79,7 +79,8 @@ def _whole(result: TuningResult) -> str:
         sentences.append(f"Times are no times here: they count {result.counts}")
     if result.losses:
         sentences.append(f"no form is as fast as dense for {', '.join(result.losses)}")
-    return "".join(f"<p><strong>{escape(sentence)}.</strong></p>" for sentence in sentences)
+    told = "".join(f"<p><strong>{escape(sentence)}.</strong></p>" for sentence in sentences)
+    return told + "".join(f"<p>{escape(order)}.</p>" for order in result.orders)
 
 
 def _overview(result: TuningResult) -> str:

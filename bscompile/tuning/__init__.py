@@ -8,6 +8,7 @@ child.py, worker.py    the one there is: a child process that builds, checks and
 compiled.py            kernels that the worker has compiled
 runner.py              where the worker runs kernels: here, or behind a TVM RPC tracker
 search.py              one layer; session.py: all layers of a model
+collect.py             the layers of a model; orders.py: of its other orders of features
 planner.py             what a build takes from a database
 estimate.py            a layer that nobody has trained yet
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 
 from bscompile.dialect import LinearOp
 from bscompile.dialect.forms import in_form
+from bscompile.passes.choice import Posed
 from bscompile.targets.base import FormChoice, TargetContext, problem_of
 from bscompile.targets.buckets import Admits, plan_buckets
 from bscompile.targets.planner import candidates, plan_rows
 from bscompile.tuning.database import Best, Database
 from bscompile.tuning.keys import key_of
+from bscompile.tuning.orders import measured
 from bscompile.tuning.record import OK, TuningKey, TuningRecord
 
 
@@ -41,6 +44,15 @@ class TunedPlanner:
         if not choice.buckets:
             return choice
         return replace(choice, tuned=all(bucket.tuned for bucket in choice.buckets))
+
+    def judge(self, plans: Sequence[Sequence[Posed]]) -> list[float] | None:
+        """What the layers of other orders of features take, where all were measured."""
+        known = measured(plans, self._context, self._database)
+        if known is None:
+            return None
+        times, keys = known
+        self.used += keys
+        return times
 
     def _plan_rows(
         self,

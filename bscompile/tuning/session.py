@@ -5,19 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bscompile.dialect import LinearOp
 from bscompile.errors import TargetError, UsageError
-from bscompile.targets.base import FormChoice, TargetContext
-from bscompile.targets.buckets import bucket_rows, typical_rows
-from bscompile.targets.planner import plan
+from bscompile.targets.base import TargetContext
 from bscompile.tuning.child import ChildMeasurer
 from bscompile.tuning.database import Best, Database
 from bscompile.tuning.measurer import Layer, Measurer
@@ -86,33 +80,6 @@ class LayerOutcome:
     layer: Layer
     best: Best | None
     tuned_now: bool
-
-
-class Collector:
-    """A planner that remembers the problems of a model and answers by cost model."""
-
-    def __init__(self, context: TargetContext) -> None:
-        self._context = context
-        self._layers: dict[str, Layer] = {}
-
-    def __call__(
-        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
-    ) -> FormChoice:
-        """Remember the layer, once for each bucket of symbolic rows; plan it by cost."""
-        counts = (rows,) if rows is not None else bucket_rows(self._context, step)
-        for count in counts:
-            here = replace(self._context, typical_rows=count) if rows is None else self._context
-            aside = rows is None and count != typical_rows(self._context, step)
-            layer = Layer(op, rows, dtype, here, aside=aside)
-            digest = layer.key.digest
-            known = self._layers.get(digest)
-            self._layers[digest] = replace(known, uses=known.uses + 1) if known else layer
-        return plan(op, rows, dtype, self._context, step)
-
-    @property
-    def layers(self) -> list[Layer]:
-        """Each distinct problem once."""
-        return list(self._layers.values())
 
 
 def tune_layers(

@@ -128,6 +128,7 @@ class TuningResult:
         whole: The whole model beside ONNX Runtime; None where nothing new was found, or the
             model cannot be run here, or where nothing was timed.
         counts: What the seconds count where they are no time; else empty.
+        orders: A sentence for each other order of hidden features that was taken or measured.
     """
 
     database: str
@@ -135,6 +136,7 @@ class TuningResult:
     layers: tuple[LayerSummary, ...]
     whole: WholeModel | None = None
     counts: str = ""
+    orders: tuple[str, ...] = ()
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -166,6 +168,7 @@ class TuningResult:
             "whole": whole,
             "counts": self.counts,
             "losses": list(self.losses),
+            "orders": list(self.orders),
         }
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile.dialect import TENSOR_STEPS, LinearOp, evaluate
+from bscompile.dialect import TENSOR_STEPS, LinearOp, Weight, evaluate
 from bscompile.dialect.forms import in_form
 from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
 from bscompile.tuning.compiled import CompiledKernels
 from bscompile.tuning.measurer import Measurement
@@ -34,7 +35,7 @@ class Bench:
     """One layer on the bench: its input, its reference, and where kernels run.
 
     Args:
-        op: The layer as it was recognised.
+        op: The layer as it was recognised; a weight of booleans gets values where it is true.
         rows: Rows of x; None when symbolic, then ``typical_rows`` are run.
         dtype: What the weight is multiplied in.
         typical_rows: See ``rows``.
@@ -57,6 +58,7 @@ class Bench:
         turns: Path | None = None,
         compiled: CompiledKernels | None = None,
     ) -> None:
+        op = op.with_weight(_with_values(op.weight))
         self._op, self._rows, self._dtype = op, rows, dtype
         self._typical_rows, self._turns = typical_rows, turns
         self._target, self._hardware, self._runner = target, hardware, runner
@@ -118,6 +120,16 @@ class Bench:
 
         held = [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in arrays]
         return _Loaded(module, device, held)
+
+
+def _with_values(weight: Weight) -> Weight:
+    """Values for a weight of which nothing is known but where it is not zero."""
+    array = weight.values if isinstance(weight, BlockSparseMatrix) else weight
+    if isinstance(array, KroneckerSum) or array.dtype != np.bool_:
+        return weight
+    rng = np.random.default_rng(1)
+    filled = array * rng.standard_normal(array.shape, dtype=np.float32)
+    return replace(weight, values=filled) if isinstance(weight, BlockSparseMatrix) else filled
 
 
 def _input(op: LinearOp, rng: np.random.Generator, m: int, k: int) -> Array:

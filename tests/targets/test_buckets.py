@@ -20,10 +20,10 @@ from bscompile.targets.base import Kernel
 from bscompile.targets.buckets import BUCKETS, bucket_list, bucket_rows
 from bscompile.targets.kernels.code.branches import join
 from bscompile.targets.planner import plan
+from bscompile.tuning.collect import Collector
 from bscompile.tuning.database import Database
 from bscompile.tuning.planner import TunedPlanner
 from bscompile.tuning.record import OK, TuningRecord, Variant
-from bscompile.tuning.session import Collector
 from bscompile.tuning.variants import all_variants
 from tests.tolerance import assert_close
 from tests.tuning.conftest import block_sparse, kronecker

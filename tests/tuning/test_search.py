@@ -6,11 +6,12 @@ import pytest
 
 from bscompile.targets.base import problem_of
 from bscompile.tuning import session
+from bscompile.tuning.collect import Collector
 from bscompile.tuning.database import Database
 from bscompile.tuning.measurer import Measurement
 from bscompile.tuning.record import CRASHED, OK, TIMEOUT, WRONG
 from bscompile.tuning.search import LayerSearch, SearchOptions
-from bscompile.tuning.session import Collector, TuneOptions, tune_layers
+from bscompile.tuning.session import TuneOptions, tune_layers
 from bscompile.tuning.space import Space, parameters
 from bscompile.tuning.variants import all_variants, worth_trying
 from tests.tuning.conftest import TableMeasurer, block_sparse, kronecker, layer_of
