@@ -50,6 +50,7 @@ class Benchmark:
         threads: Worker threads of both.
         lengths: Symbolic dimension -> length.
         samples: Length of the first axis of the first input: what one call works off.
+        stand_in: What ran it in place of the device that it is made for; empty for that device.
     """
 
     artifact: Latency
@@ -57,6 +58,7 @@ class Benchmark:
     threads: int
     lengths: dict[str, int]
     samples: int
+    stand_in: str = ""
 
     @property
     def throughput(self) -> float:
@@ -127,6 +129,7 @@ def bench(
         threads=model.threads,
         lengths=chosen,
         samples=first.shape[0] if first is not None and first.ndim else 1,
+        stand_in=model.stand_in,
     )
 
 

@@ -93,12 +93,14 @@ class Verification:
         skipped: Why samples were left out: sizes that the model itself refuses.
         formula: The tolerance's, with its numbers.
         dtypes: Precisions narrower than the model's that layers run in, with their number.
+        stand_in: What ran it in place of the device that it is made for; empty for that device.
     """
 
     comparisons: tuple[Comparison, ...]
     skipped: tuple[str, ...]
     formula: str
     dtypes: Mapping[str, int] = field(default_factory=dict)
+    stand_in: str = ""
 
     @property
     def lost(self) -> str:
@@ -138,6 +140,7 @@ class Verification:
             "skipped": list(self.skipped),
             "dtypes": dict(self.dtypes),
             "lost": self.lost,
+            "stand_in": self.stand_in,
             "comparisons": entries,
         }
 
@@ -214,7 +217,9 @@ def verify(
         dtypes.pop("int8", None)  # the model's own choice; only its rounding may flip
     if narrow:
         formula += f" + {_NARROW_FACTOR} step({step:.3g}) sqrt({count}) max|wanted|"
-    return Verification(tuple(comparisons), tuple(skipped), formula, dtypes)
+    return Verification(
+        tuple(comparisons), tuple(skipped), formula, dtypes, stand_in=compiled.stand_in
+    )
 
 
 def _share(error: float, scale: float) -> float:

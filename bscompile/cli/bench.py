@@ -55,6 +55,7 @@ def command(
     if talk.json:
         talk.give(result.to_dict())
         return
+    talk.say_stand_in(result.stand_in)
     from rich.table import Table
 
     from bscompile.report.tables import duration, quantity

@@ -69,9 +69,11 @@ def command(
                     for name, array in results.items()
                 ],
                 "seconds": seconds,
+                "stand_in": model.stand_in,
             }
         )
         return
+    talk.say_stand_in(model.stand_in)
     for name, array in results.items():
         low, high = _extent(array).values()
         extent = "" if low is None else f" {low:.6g} to {high:.6g}"

@@ -24,7 +24,12 @@ def installed(machine: str) -> bool:
     return bool(emulator(machine) and shutil.which(emulator(machine)))
 
 
+def asked_for() -> str:
+    """The processor that the user wants emulated; empty where that is left to us."""
+    return os.environ.get("QEMU_CPU", "")
+
+
 def environment(machine: str) -> dict[str, str]:
     """What the emulator wants in its environment: which processor it is to be."""
-    chosen = os.environ.get("QEMU_CPU") or EMULATORS[machine][1]
+    chosen = asked_for() or EMULATORS[machine][1]
     return {"QEMU_CPU": chosen} if chosen else {}

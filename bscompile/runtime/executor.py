@@ -41,10 +41,16 @@ class Executor(ABC):
         artifact: As read; its members hold the code.
         threads: Worker threads to use, for code that has any.
 
+    Attributes:
+        stand_in: What runs the code here in place of the device that it is made for, such as an
+            emulator: its times say nothing of that device. Empty for the device itself.
+
     Raises:
         ArtifactError: the code does not fit the manifest, this machine or what is installed.
         TargetError: a device or library that it needs is missing.
     """
+
+    stand_in: str = ""
 
     @abstractmethod
     def __init__(self, artifact: Artifact, threads: int) -> None: ...

@@ -64,6 +64,11 @@ class Model:
         return self.manifest.inputs
 
     @property
+    def stand_in(self) -> str:
+        """What runs it here in place of the device that it is made for; empty for that device."""
+        return self._open().stand_in
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What ``run`` gives."""
         return self.manifest.outputs

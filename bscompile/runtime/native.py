@@ -41,6 +41,8 @@ class StaticExecutable(Executor):
         self._inputs = [_fixed(spec) for spec in manifest.inputs]
         self._outputs = [_fixed(spec) for spec in manifest.outputs]
         before, environment = command_for(manifest)
+        if before:
+            self.stand_in = " ".join([*before, *environment.values()])
         if EXECUTABLE not in artifact.members:
             raise ArtifactError(f"the member {EXECUTABLE!r} is missing")
         folder = Path(tempfile.mkdtemp(prefix="bscompile-"))  # of mode 0700

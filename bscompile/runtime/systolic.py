@@ -30,6 +30,7 @@ class SystolicArray(VirtualMachine):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self.size = _size(artifact)
         simulator.open_driver(self.size)
+        self.stand_in = simulator.stand_in()
         super().__init__(artifact, threads)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:

@@ -329,8 +329,8 @@ class Target:
         compile_kernel: (tvm.tirx.PrimFunc, spec) -> a tvm.runtime.Executable that holds it as
             ``kernel``, or a LoneKernel; the tuner measures single kernels with it. None where
             they cannot be.
-        measured_on: Names the device here that kernels are measured on, where the code is for
-            any of its kind; what was measured on one counts there only.
+        measured_on: Names the device here that kernels are measured on, or what stands in for
+            it, where the spec compiled for does not; what was measured on one counts there only.
         check_kernel: Called with the spec before any is; raises where they cannot be measured.
         device: TVM's name of the device that kernels run on; empty where they are LoneKernels.
         counts: What a measure counts where it is no time, such as ``cycles``; else empty.

@@ -14,7 +14,7 @@ import numpy as np
 from bscompile.dialect import LinearOp, Weight
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets import TARGETS
-from bscompile.targets.base import HardwareSpec, TargetContext, problem_of
+from bscompile.targets.base import HardwareSpec, Target, TargetContext, problem_of
 from bscompile.tuning.record import TuningKey
 
 _SOURCES = {".py", ".sv", ".cc"}  # of kernels, and of the array that is simulated
@@ -33,16 +33,22 @@ def key_of(
         context: The target to run on.
     """
     problem = problem_of(op, rows, dtype, context.typical_rows)
-    measured_on = context.target.measured_on() if context.target.measured_on else ""
     return TuningKey(
         # The rows to plan for are part of the key where the model leaves them open, only there.
         problem=replace(problem, typical_m=problem.rows),
         pattern=pattern_digest(op.weight),
         target=context.target.name,
         isa=context.hardware.isa,
-        hardware=", ".join(filter(None, (hardware_name(context.hardware), measured_on))),
-        code=code_version(context.target.name),
+        hardware=_measured_on(context),
+        code=code_version(context.target),
     )
+
+
+def _measured_on(context: TargetContext) -> str:
+    """The machine compiled for, and the device measured on where that is not named so."""
+    name = hardware_name(context.hardware)
+    device = context.target.measured_on() if context.target.measured_on else ""
+    return name if device in name else f"{name}, {device}"
 
 
 def pattern_digest(weight: Weight) -> str:
@@ -71,15 +77,22 @@ def _bytes(size: int) -> str:
     return str(size)
 
 
-@cache
-def code_version(target: str) -> str:
+def code_version(target: Target) -> str:
     """Changes whenever the kernels that a target generates may change.
 
-    A digest of the sources of the shared templates, of the target's folder and of TVM's version.
+    A digest of TVM's version and of every source in the target's folder and in the folders of its
+    templates, which targets share.
     """
+    modules = (type(template).__module__ for template in target.templates)
+    packages = {module.rpartition(".")[0] for module in modules}
+    return _digest(tuple(sorted(packages | {"bscompile.targets.kernels", TARGETS[target.name]})))
+
+
+@cache
+def _digest(packages: tuple[str, ...]) -> str:
     digest = hashlib.blake2b(metadata.version("apache-tvm").encode(), digest_size=8)
-    for module in ("bscompile.targets.kernels", TARGETS[target]):
-        file = import_module(module).__file__
+    for package in packages:
+        file = import_module(package).__file__
         assert file is not None
         folder = Path(file).parent
         for path in sorted(p for p in folder.rglob("*") if p.suffix in _SOURCES):

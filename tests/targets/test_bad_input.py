@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+import numpy as np
 import onnx
 import pytest
 
@@ -12,6 +13,8 @@ from bscompile.cli import main
 from bscompile.devices import opencl as opencl_device
 from bscompile.devices import systolic as simulator
 from bscompile.targets import native
+from bscompile.verification import verify
+from tests.targets.opencl.adapter import missing_device
 from tests.targets.static_running import missing, sparse_mlp
 
 #: (target, dtype that it lacks, what it has)
@@ -99,6 +102,31 @@ def test_an_artifact_without_what_runs_it(target, artifacts, nothing_installed, 
     capsys.readouterr()
     package = next(package for name, _, package in ARTIFACTS if name == target)
     assert package in refused(capsys, "verify", artifacts[target], model)
+
+
+@pytest.mark.parametrize(
+    ("target", "stand_in"),
+    [("cpu:aarch64", "qemu-aarch64 max"), ("hexagon", "qemu-hexagon")],
+)
+def test_an_emulator_is_named(target, stand_in, artifacts, model, tmp_path, capsys):
+    """Nobody takes an emulated processor for the real one: each command says it in one line."""
+    if target not in artifacts:
+        pytest.skip("it cannot be built here")
+    np.save(tmp_path / "x.npy", np.zeros((3, 64), np.float32))
+    for words in (
+        ("run", artifacts[target], "--input", tmp_path / "x.npy"),
+        ("verify", artifacts[target], model, "--samples", "1"),
+        ("bench", artifacts[target], "--seconds", "0.1"),
+    ):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if "run by" in line]
+        assert told == [f"run by {stand_in}, whose time says nothing of the device it is made for"]
+
+
+@pytest.mark.skipif(bool(missing_device()), reason=missing_device() or "it is here")
+def test_a_device_stands_in_for_nothing(artifacts, model):
+    assert verify(artifacts["opencl:any"], model, samples=1).stand_in == ""
 
 
 @pytest.mark.parametrize(

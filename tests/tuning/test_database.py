@@ -6,9 +6,12 @@ import json
 import multiprocessing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from bscompile.dialect import LinearOp
 from bscompile.errors import StorageError
+from bscompile.targets import get_target, resolve
 from bscompile.tuning import keys
 from bscompile.tuning.database import Database, choose, default_path, read_database
 from bscompile.tuning.record import TuningRecord, Variant
@@ -179,8 +182,47 @@ def test_open_rows_are_tuned_per_bucket(context):
     assert fixed.digest == layer_of(weight, context, rows=16).key.digest
 
 
-def test_the_code_version_is_stable_and_follows_the_sources():
-    assert keys.code_version("cpu") == keys.code_version.__wrapped__("cpu")
+def test_the_code_version_is_stable_and_follows_every_source_of_the_kernels(monkeypatch):
+    digested = []
+    monkeypatch.setattr(keys, "_digest", lambda packages: digested.append(set(packages)))
+    for name in ("cpu", "opencl", "webgpu", "cuda", "hexagon", "systolic"):
+        keys.code_version(get_target(name))
+    shared = "bscompile.targets.kernels"
+    assert digested == [
+        {shared, "bscompile.targets.cpu"},
+        {shared, "bscompile.targets.opencl", "bscompile.targets.gpu.kernels"},
+        {shared, "bscompile.targets.webgpu", "bscompile.targets.gpu.kernels"},
+        {shared, "bscompile.targets.cuda", "bscompile.targets.cuda.kernels"},
+        {shared, "bscompile.targets.hexagon"},
+        {shared, "bscompile.targets.systolic"},
+    ]
+    monkeypatch.undo()
+    packages = (shared, "bscompile.targets.cpu")
+    assert keys._digest(packages) == keys._digest.__wrapped__(packages)
+
+
+@pytest.mark.parametrize("target", ["opencl:any", "webgpu", "hexagon", "cpu:aarch64-sve"])
+def test_a_key_names_the_device_that_measured(target, monkeypatch):
+    """Code for any device of a kind is timed on one, or under one emulated processor."""
+    context = resolve(target, 1)
+    op, float32 = LinearOp("layer", block_sparse()), np.dtype(np.float32)
+    digests = set()
+    for device in ("one", "another"):
+        if context.target.loader == "native":
+            monkeypatch.setenv("QEMU_CPU", device)
+        else:
+            here = replace(context.target, measured_on=lambda device=device: device)
+            context = replace(context, target=here)
+        key = keys.key_of(op, 8, float32, context)
+        assert key.hardware.endswith(f", {device}")
+        digests.add(key.digest)
+    assert len(digests) == 2
+
+
+def test_a_device_is_not_named_twice(context):
+    here = replace(context.target, measured_on=lambda: context.hardware.name)
+    key = layer_of(block_sparse(), replace(context, target=here)).key
+    assert key.hardware == layer_of(block_sparse(), context).key.hardware
 
 
 # ---------------------------------------------------------------- choosing

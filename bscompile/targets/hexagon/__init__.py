@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 
+from bscompile.devices.emulator import asked_for
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, Target
 from bscompile.targets.cpu.static.build import build, prepare
@@ -45,6 +46,7 @@ TARGET = Target(
     build=partial(build, code=llvm_target),
     loader="native",
     compile_kernel=kernel.compiler(llvm_target),
+    measured_on=asked_for,
     check_kernel=kernel.check,
     device="",
     counts=kernel.COUNTS.replace("instructions", "packets of instructions"),

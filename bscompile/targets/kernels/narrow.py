@@ -32,10 +32,18 @@ PREPARE = {"bfloat16": 2.0, "int8": 8.0}  # units of preparing one vector of x
 
 
 class NarrowProducts(KernelTemplate):
-    """Configuration: ``rows`` per tile, ``width`` of a panel, ``tasks``, ``split``, ``outer``."""
+    """Configuration: ``rows`` per tile, ``width`` of a panel, ``tasks``, ``split``, ``outer``.
+
+    Args:
+        grouped: Registers that one instruction works on, as RISC-V's do: half of the instructions
+            go away with two, while more would not leave registers for several rows.
+    """
 
     name = "narrow"
     _rows: tuple[int, ...] = (1, 2, 4, 6, 8)
+
+    def __init__(self, grouped: int = 1) -> None:
+        self._grouped = grouped
 
     def kind(self, problem: Problem, hardware: HardwareSpec) -> str | None:
         """The kind of product for a problem; None where the machine has none."""
@@ -46,7 +54,8 @@ class NarrowProducts(KernelTemplate):
         kind = self.kind(problem, hardware)
         if kind is None or problem.form == "kronecker" or problem.k > LONGEST_SUM:
             return ()
-        lanes, (bh, _) = lanes_of(hardware), problem.block
+        lanes, (bh, _) = self._grouped * lanes_of(hardware), problem.block
+        registers = registers_of(hardware) // self._grouped
         if problem.form == "block_sparse" and bh > MAX_HEIGHT:
             return ()
         wide = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
@@ -54,7 +63,7 @@ class NarrowProducts(KernelTemplate):
             {"rows": rows, "width": width, "tasks": tasks, "split": split, "outer": outer}
             for width in (wide if problem.form == "dense" else [min(bh, problem.n)])
             for rows in self._rows
-            if rows == 1 or rows * len(pieces(width, lanes)) <= registers_of(hardware)
+            if rows == 1 or rows * len(pieces(width, lanes)) <= registers
             if rows <= max(1, problem.rows)
             for tasks in task_counts(hardware)
             for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
@@ -120,7 +129,7 @@ class NarrowProducts(KernelTemplate):
             operands,
             product=product,
             rows=int(config["rows"]),
-            lanes=lanes_of(hardware),
+            lanes=self._grouped * lanes_of(hardware),
             tasks=tasks,
             split=str(config["split"]),
             outer=str(config["outer"]),

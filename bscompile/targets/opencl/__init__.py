@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bscompile.devices import opencl as opencl_device
+from bscompile.errors import TargetError
 from bscompile.targets.base import Target
 from bscompile.targets.gpu.kernels import TEMPLATES
 from bscompile.targets.opencl.build import build, prepare
@@ -32,6 +33,14 @@ def check_kernel(hardware: HardwareSpec) -> None:
     opencl_device.limits()
 
 
+def measured_on() -> str:
+    """The device's name; empty where there is none."""
+    try:
+        return opencl_device.limits().name
+    except TargetError:
+        return ""
+
+
 TARGET = Target(
     name="opencl",
     description="OpenCL devices: GPUs, and CPUs through PoCL; fixed shapes",
@@ -43,6 +52,7 @@ TARGET = Target(
     build=build,
     loader="opencl",
     compile_kernel=compile_kernel,
+    measured_on=measured_on,
     check_kernel=check_kernel,
     device="",
 )

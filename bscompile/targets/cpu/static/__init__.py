@@ -15,6 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from bscompile.devices.emulator import asked_for
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, HardwareSpec, KernelTemplate, Target
 from bscompile.targets.cpu.build import compile_kernel
@@ -47,6 +48,7 @@ def _target(
         build=partial(build, code=code),
         loader="native",
         compile_kernel=kernel.compiler(code) if elsewhere else compile_kernel,
+        measured_on=asked_for if elsewhere else None,
         check_kernel=kernel.check if elsewhere else None,
         device="" if elsewhere else "cpu",
         counts=kernel.COUNTS if elsewhere else "",

@@ -20,14 +20,13 @@ from bscompile.targets.kernels.narrow import NarrowPairs, NarrowProducts
 from bscompile.targets.kernels.scalable import ScalableTemplate
 from bscompile.targets.kernels.sme import SmeTemplate
 
-_FIXED: tuple[KernelTemplate, ...] = (
+_FLOATS: tuple[KernelTemplate, ...] = (
     DenseTemplate(),
     BlockSparseOutputs(),
     BlockSparseRows(),
     KroneckerTemplate(),
-    NarrowProducts(),
-    NarrowPairs(),
 )
+_FIXED = (*_FLOATS, NarrowProducts(), NarrowPairs())
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,14 @@ _SVE = (
     NarrowProducts(),
 )
 _SME = (SmeTemplate("dense"), SmeTemplate("block_sparse"), *_FIXED)
+_NARROW_RVV = NarrowProducts(grouped=2)
 _RVV = (
     ScalableTemplate("dense", 2, (4, 2, 1)),
     ScalableTemplate("block_sparse", 2, (4, 2, 1)),
     KroneckerTemplate(),
-    NarrowProducts(),
+    _NARROW_RVV,
 )
+_RVV_256 = (*_FLOATS, _NARROW_RVV)
 
 
 def _aarch64(name: str, isa: str, features: tuple[str, ...], pipes: int) -> HardwareSpec:
@@ -158,6 +159,7 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
             _riscv64("any RV64GCV with VLEN 256 (SpacemiT X60 estimate)", "rvv256", ("v",), 32),
             {**_RISCV64, "mattr": [*_RV64GCV, "+zvl256b"]},
             "64-bit RISC-V with vectors of at least 256 bits",
+            _RVV_256,
         ),
         "riscv64-vla": Processor(
             _riscv64("any RV64GCV (C920 estimate)", "rvv", ("v",), 16),
