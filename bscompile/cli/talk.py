@@ -42,9 +42,7 @@ class Talk:
     def say_stand_in(self, stand_in: str) -> None:
         """Tell a person that something else than the device ran the code, where it did."""
         if stand_in:
-            self.say(
-                f"run by {stand_in}, which says nothing of the time on the device it is made for"
-            )
+            self.say(f"run by {stand_in}, whose time says nothing of the device it is made for")
 
     def show(self, what: RenderableType) -> None:
         """Print the result for a person, on stdout."""
