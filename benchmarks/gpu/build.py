@@ -3,7 +3,7 @@
 build/gpu/kernels.json      what there is: template, configuration, file names
 build/gpu/<kernel>.so       host code;  <source hash>.fatbin  what runs on the device
 build/gpu/<case>-<cut>.npz  what of a case's weight goes where, for each way to cut it
-build/gpu/rt                TVM's runtime libraries
+build/gpu/rt, whl           TVM's runtime libraries, wheels of tvm_ffi
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import importlib.util
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -38,6 +40,10 @@ _PER_ROWS: dict[int, tuple[tuple[Callable[[str], KernelTemplate], int], ...]] = 
     256: ((TensorCores, 1), (Wgmma, 2)),
     4096: ((TensorCores, 1), (Wgmma, 3)),
 }
+
+RUNTIME = ("libtvm_runtime.so", "libtvm_runtime_extra.so", "libtvm_runtime_cuda.so")
+PYTHONS = ("3.12",)  # of machines with GPUs
+_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
 
 Compile = Callable[[str, str], bytes]  # (source, architecture) -> code
 
@@ -163,11 +169,21 @@ def _write_kernel(
     }
 
 
-def copy_runtime(folder: Path) -> None:
-    """TVM's runtime libraries, for a machine without the tvm package."""
+def copy_runtime(folder: Path, wheels: bool) -> None:
+    """What runs there: libraries of TVM's, and wheels of tvm_ffi for the usual Pythons."""
+    from importlib.metadata import version
+
     package = importlib.util.find_spec("tvm")
     assert package is not None
     assert package.origin is not None
-    folder.mkdir(exist_ok=True)
-    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
-        shutil.copy(Path(package.origin).parent / "lib" / name, folder / name)
+    (folder / "rt").mkdir(parents=True, exist_ok=True)
+    for name in RUNTIME:
+        shutil.copy(Path(package.origin).parent / "lib" / name, folder / "rt" / name)
+    (folder / "rt" / "version").write_text(version("apache-tvm"))
+    wanted = f"apache-tvm-ffi=={version('apache-tvm-ffi')}"
+    for python in PYTHONS if wheels else ():
+        command = [sys.executable, "-m", "pip", "download", "-q", wanted, "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version", python, "-d", str(folder / "whl")]
+        command += [part for tag in _PLATFORMS for part in ("--platform", tag)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            print(f"no wheel of {wanted} for Python {python}: it must be installed there")

@@ -1,29 +1,32 @@
 """Whole models as artifacts: equal to onnxruntime on the device, and how long one call takes.
 
-mlp, vit, bert, llama   float32, 10 % of the 16x16 blocks live, against onnxruntime's answers
 vit-h-ffn               1280 -> 5120 -> 1280, 256 images of 257 tokens, bfloat16, 64x64, 10 % live
 llama-8b-ffn            4096 -> 14336 -> 4096 with gate, one token, bfloat16, 64x64, 10 % live
+mlp, vit, llama, bert   float32, 10 % of the 16x16 blocks live, against onnxruntime's answers
 
-The peer of the two last is the dense model compiled by torch with max-autotune in the same run.
-Both sides are timed as CUDA graphs, the second-level cache overwritten before each call. Of the
+The peer of the two first is the dense model compiled by torch with max-autotune in the same run;
+without torch it is what cuBLAS takes for the products alone, which is less than the model. Both
+sides are timed as CUDA graphs, the second-level cache overwritten before each call. Of the
 roof counts: weights read once, inputs and outputs, 2 · rows · live numbers FLOPs of linear layers.
+
+Weights take one of sixteen values each, so that artifacts travel in an eighth of their size.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import sys
+import math
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+from benchmarks.gpu.device import Array, rounded
+from benchmarks.gpu.measure import Ceilings, Peers, product_seconds
 
 _REPEATS = 15
 _FFN = {  # name -> (inputs, hidden, rows, gate), and the same for a dry run
@@ -44,7 +47,8 @@ class Call:
         rows: Of x in them.
         live: Numbers of their weights that are not zero.
         us: Of one call.
-        peer_us: Of the dense model by torch; NaN where there is no peer.
+        peer_us: Of the dense model; NaN where there is no peer.
+        peer: Whose that is.
         error: Norm of the difference to onnxruntime over the norm.
         roof_share: Of the roof.
     """
@@ -57,6 +61,7 @@ class Call:
     peer_us: float = float("nan")
     error: float = float("nan")
     roof_share: float = float("nan")
+    peer: str = ""
 
     @property
     def right(self) -> bool:
@@ -69,8 +74,6 @@ class Call:
 
 def build(folder: Path, arch: str, small: bool) -> int:
     """Compile every model and keep onnxruntime's answers beside it; returns how many."""
-    from importlib.metadata import version
-
     import onnxruntime as ort
 
     from bscompile.compiler import CompileOptions, compile_model
@@ -80,6 +83,7 @@ def build(folder: Path, arch: str, small: bool) -> int:
     for name, make in _sources(small).items():
         started = time.perf_counter()
         proto, feeds = make()
+        _snap(proto)
         precision = "bfloat16" if name in _FFN else "float32"
         rows = _FFN[name][small][2] if name in _FFN else 0
         options = CompileOptions(
@@ -91,7 +95,7 @@ def build(folder: Path, arch: str, small: bool) -> int:
         rows = rows or int(np.prod(wanted.shape[:-1]))
         calls.append(asdict(Call(name, precision, rows, _live(proto))))
         print(f"{time.perf_counter() - started:6.0f} s  {name}", flush=True)
-    listed = {"calls": calls, "tvm": version("apache-tvm"), "small": small}
+    listed = {"calls": calls, "small": small}
     (folder / "models.json").write_text(json.dumps(listed, indent=1))
     return len(calls)
 
@@ -99,16 +103,28 @@ def build(folder: Path, arch: str, small: bool) -> int:
 def _sources(small: bool) -> dict[str, Callable[[], tuple[Any, dict[str, np.ndarray]]]]:
     from tests.end_to_end.families import FAMILIES
 
-    found = {}
-    for name in ("mlp",) if small else ("mlp", "vit", "bert", "llama"):
+    found = {name: lambda chosen=sizes[small]: _ffn(*chosen) for name, sizes in _FFN.items()}
+    for name in ("mlp",) if small else ("mlp", "vit", "llama", "bert"):
         found[name] = lambda family=FAMILIES[name]: _family(family, small)
-    for name, sizes in _FFN.items():
-        found[name] = lambda chosen=sizes[small]: _ffn(*chosen)
     return found
+
+
+def _snap(proto: Any) -> None:
+    """Give each number of a matrix the nearest of sixteen values; zeros stay."""
+    from onnx import numpy_helper
+
+    for one in proto.graph.initializer:
+        array = numpy_helper.to_array(one)
+        if array.ndim >= 2 and array.dtype == np.float32 and array.any():
+            unit = np.float32(3 * array[array != 0].std() / 8)
+            level = np.clip(np.floor(array / unit), -8, 7) + np.float32(0.5)
+            snapped = np.where(array == 0, np.float32(0), level * unit).astype(np.float32)
+            one.CopyFrom(numpy_helper.from_array(snapped, one.name))
 
 
 def _family(family: Any, small: bool) -> tuple[Any, dict[str, np.ndarray]]:
     import onnx
+    import torch
 
     from tests.end_to_end.families import _Logits, export, with_weights, zero_blocks
 
@@ -173,142 +189,95 @@ def _live(proto: Any) -> int:
 # ---------------------------------------------------------------- where the GPU is
 
 
-def run(device: Any, folder: Path, memory_tbs: float, budget: float) -> list[Call]:
-    """Load, check and time every model, until the budget in seconds is spent."""
-    import bscompile
-
+def run(
+    device: Any, folder: Path, peers: Peers, ceilings: Ceilings, budget: float
+) -> tuple[list[Call], list[str]]:
+    """(calls, names of the models that the budget in seconds did not suffice for)."""
     started, found = time.perf_counter(), []
     listed = json.loads((folder / "models.json").read_text())
-    peak = {"bfloat16": _peak(device, torch.bfloat16), "float32": _peak(device, torch.float32)}
-    with _importable_tvm(device, folder.parent / "rt", listed["tvm"]):
-        for entry in listed["calls"]:
-            call = Call(**entry)
-            if time.perf_counter() - started > budget:
-                print(f"stopped at {call.name}: {budget:.0f} s are spent", flush=True)
-                break
-            if not (folder / f"{call.name}.bsc").exists():
-                print(f"{call.name} was not carried here", flush=True)
-                continue
-            with np.load(folder / f"{call.name}.npz") as held:
-                feeds = {k[3:]: held[k] for k in held.files if k.startswith("in_")}
-                wanted = held["wanted"]
-            if call.name in _FFN:
-                feeds = {"x": np.resize(feeds["x"], (call.rows, feeds["x"].shape[1]))}
-            with bscompile.load(folder / f"{call.name}.bsc") as model:
-                got = [next(iter(model.run(feeds).values())) for _ in range(3)][-1]  # a replay
-                answers = got[: len(wanted)]
-                error = float(np.linalg.norm(answers - wanted) / np.linalg.norm(wanted))
-                seconds = _replay_seconds(device, model)
-            peer = _dense_seconds(device, call.name, listed["small"])
-            size = {"float32": 4, "bfloat16": 2}[call.precision]
-            ends = got.nbytes + sum(array.nbytes for array in feeds.values())
-            roof = max(
-                2.0 * call.rows * call.live / peak[call.precision],
-                (size * call.live + ends) / (memory_tbs * 1e12),
-            )
-            call = replace(
-                call,
-                us=seconds * 1e6,
-                peer_us=peer * 1e6,
-                error=error,
-                roof_share=roof / seconds,
-            )
-            wrong = "" if call.right else "  WRONG"
-            print(f"{call.name:16} {call.us:10.1f} us, dense {call.peer_us:10.1f} us, "
-                  f"error {error:.1e}{wrong}", flush=True)  # fmt: skip
-            found.append(call)
-    return found
+    peaks = {"bfloat16": ceilings.tflops * 1e12, "float32": _float32_peak(device, peers, listed)}
+    for number, entry in enumerate(listed["calls"]):
+        call = Call(**entry)
+        if time.perf_counter() - started > budget:
+            return found, [other["name"] for other in listed["calls"][number:]]
+        call, ends = _measure(device, folder, call)
+        seconds, peer = _dense(device, peers, call.name, listed["small"])
+        size = {"float32": 4, "bfloat16": 2}[call.precision]
+        roof = max(
+            2.0 * call.rows * call.live / peaks[call.precision],
+            (size * call.live + ends) / (ceilings.memory_tbs * 1e12),
+        )
+        found.append(
+            replace(call, peer_us=seconds * 1e6, peer=peer, roof_share=roof / (call.us * 1e-6))
+        )
+        wrong = "" if call.right else "  WRONG"
+        print(f"{call.name:16} {call.us:10.1f} us, dense {seconds * 1e6:10.1f} us {peer}, "
+              f"error {call.error:.1e}{wrong}", flush=True)  # fmt: skip
+    return found, []
 
 
-def _peak(device: Any, dtype: torch.dtype) -> float:
-    side = 4096 if device.place == "cuda" else 64
-    a = torch.randn(side, side, device=device.place, dtype=dtype)
-    return float(2 * side**3 / device.time([lambda: a @ a]))
+def _measure(device: Any, folder: Path, call: Call) -> tuple[Call, int]:
+    """The call with its time and error; bytes of its inputs and outputs."""
+    import bscompile
 
-
-@contextmanager
-def _importable_tvm(device: Any, runtime: Path, version: str) -> Any:
-    """A package named tvm with the runtime's libraries alone, where tvm is not installed."""
-    if device.place != "cuda":
-        yield
-        return
-    with tempfile.TemporaryDirectory() as name:
-        site = Path(name)
-        (site / "tvm" / "lib").mkdir(parents=True)
-        (site / "tvm" / "__init__.py").write_text("")
-        for library in runtime.iterdir():
-            (site / "tvm" / "lib" / library.name).symlink_to(library.resolve())
-        about = site / f"apache_tvm-{version}.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Name: apache-tvm\nVersion: {version}\n")
-        sys.path.append(name)
-        try:
-            yield
-        finally:
-            sys.path.remove(name)
+    with np.load(folder / f"{call.name}.npz") as held:
+        feeds = {k[3:]: held[k] for k in held.files if k.startswith("in_")}
+        wanted = held["wanted"]
+    if call.name in _FFN:
+        feeds = {"x": np.resize(feeds["x"], (call.rows, feeds["x"].shape[1]))}
+    with bscompile.load(folder / f"{call.name}.bsc") as model:
+        got = [next(iter(model.run(feeds).values())) for _ in range(3)][-1]  # a replay
+        error = float(np.linalg.norm(got[: len(wanted)] - wanted) / np.linalg.norm(wanted))
+        seconds = _replay_seconds(device, model)
+    ends = got.nbytes + sum(array.nbytes for array in feeds.values())
+    return replace(call, us=seconds * 1e6, error=error), ends
 
 
 def _replay_seconds(device: Any, model: Any) -> float:
     """Median seconds of one call's graph, without the copies to the device and back."""
     recorder = model._executor._recorder
     recording = next(iter(recorder._recorded.values()))
+    size = max(1 << 20, 3 * device.cache_bytes)
+    source, target = device.empty((size,), "uint8"), device.empty((size,), "uint8")
 
     def launch() -> None:
         recorder._ask("cudaGraphLaunch", recording.graph, recorder._stream)
 
-    if device.place == "cuda":
-        return _timed(launch, torch.cuda.ExternalStream(recorder._stream.value))
-    started = time.perf_counter()
-    launch()
-    return time.perf_counter() - started
+    return float(
+        device.time_launches(
+            launch, _REPEATS, lambda: device.move(source, target), recorder._stream
+        )
+    )
 
 
-def _dense_seconds(device: Any, name: str, small: bool) -> float:
-    """The dense model, compiled by torch for this very shape; NaN where it is no peer's model."""
+def _float32_peak(device: Any, peers: Peers, listed: dict[str, Any]) -> float:
+    """Rate of cuBLAS in float32; without it that of the data sheet."""
+    if peers.cublas is None:
+        return 66.9e12
+    side = 64 if listed["small"] else 4096
+    square: Array = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    return float(2 * side**3 / product_seconds(device, peers, square, "float32"))
+
+
+def _dense(device: Any, peers: Peers, name: str, small: bool) -> tuple[float, str]:
+    """(seconds of the dense model, by whom); NaN where there is nobody."""
     if name not in _FFN:
-        return float("nan")
+        return math.nan, ""
     k, hidden, rows, gate = _FFN[name][small]
-    place, kind = device.place, torch.bfloat16
-    names = ("up", "down", *(["gate"] if gate else []))
-    made = {
-        n: torch.nn.Linear(*((hidden, k) if n == "down" else (k, hidden)), bias=False,
-                           device=place, dtype=kind)
-        for n in names
-    }  # fmt: skip
-    x = torch.randn(rows, k, device=place, dtype=kind)
-
-    def ffn(x: torch.Tensor) -> torch.Tensor:
-        up = made["up"](x)
-        functional = torch.nn.functional
-        wide = functional.silu(made["gate"](x)) * up if gate else functional.gelu(up)
-        return made["down"](wide)
-
-    with torch.no_grad():
-        if place != "cuda":
-            started = time.perf_counter()
-            ffn(x)
-            return time.perf_counter() - started
-        compiled = torch.compile(ffn, mode="max-autotune-no-cudagraphs")
-        for _ in range(3):
-            compiled(x)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            compiled(x)
-        return _timed(graph.replay, torch.cuda.current_stream())
-
-
-def _timed(launch: Callable[[], None], stream: Any) -> float:
-    """Median seconds of a launch on a stream, with nothing of use in the second-level cache."""
-    size = 3 * torch.cuda.get_device_properties(0).L2_cache_size
-    other = torch.empty(size, dtype=torch.uint8, device="cuda")
-    times = []
-    with torch.cuda.stream(stream):
-        for _ in range(_REPEATS):
-            other.zero_()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record(stream)
-            launch()
-            end.record(stream)
-            end.synchronize()
-            times.append(begin.elapsed_time(end) * 1e-3)
-    return statistics.median(times)
+    if peers.torch is not None:
+        try:
+            return peers.torch.dense_ffn(k, hidden, rows, gate), "torch max-autotune"
+        except Exception as error:  # a peer that fails costs its line, not the report
+            print(f"{name}: torch cannot compile the dense model: {str(error)[:90]}", flush=True)
+    if peers.cublas is None:
+        return math.nan, ""
+    rng = np.random.default_rng(0)
+    shapes = [(hidden, k), (k, hidden), *([(hidden, k)] if gate else [])]
+    total = 0.0
+    for n, inner in shapes:
+        x, weight = (
+            rounded(rng.standard_normal(shape, np.float32))
+            for shape in ((min(rows, 64), inner), (n, inner))
+        )
+        total += peers.dense(device, weight, np.resize(x, (rows, inner)))[0]
+    return total, "cuBLAS, products alone"

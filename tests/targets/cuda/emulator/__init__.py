@@ -66,18 +66,27 @@ def start() -> None:
     if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
         raise RuntimeError("a CUDA runtime is loaded already; the emulator must come first")
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "versions"
-        script.write_text("libcudart.so.13 { global: cuda*; };\n")
-        for name, extra in (
-            ("libcuda.so.1", []),
-            ("libcudart.so.13", [f"-Wl,--version-script={script}"]),
-        ):
-            path = Path(folder) / name
-            text = (HERE / "driver.cc").read_text()
-            path.write_bytes(_compile(text, "-O1", f"-Wl,-soname,{name}", *extra, "-ldl"))
+        for path in write_libraries(Path(folder))[:2]:
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     from bscompile.runtime.tvm_library import load_ffi
 
     load_ffi()
     folder_of_tvm = Path(tvm.__file__).parent / "lib"
     ctypes.CDLL(str(folder_of_tvm / "libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
+
+
+def write_libraries(folder: Path) -> list[Path]:
+    """The emulated libcuda, libcudart and libcublas, under the names of NVIDIA's."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "versions"
+    script.write_text("libcudart.so.13 { global: cuda*; };\n")
+    made = []
+    for name, source, extra in (
+        ("libcuda.so.1", "driver.cc", []),
+        ("libcudart.so.13", "driver.cc", [f"-Wl,--version-script={script}"]),
+        ("libcublas.so.13", "cublas.cc", []),
+    ):
+        flags = ["-O1", f"-I{HERE}", f"-Wl,-soname,{name}", *extra, "-ldl"]
+        made.append(folder / name)
+        made[-1].write_bytes(_compile((HERE / source).read_text(), *flags))
+    return made

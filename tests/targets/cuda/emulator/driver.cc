@@ -10,14 +10,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <string>
-#include <vector>
 
-using Graph = std::vector<std::function<int()>>;
-struct Capture { void* stream = nullptr; Graph* graph = nullptr; bool broken = false; };
-// Both libraries are made of this text: they share the one that is loaded first.
-extern "C" { Capture emulated_capture; }
+#include "capture.h"
 
 namespace {
 struct Kernel {
@@ -37,19 +32,7 @@ struct Attribute {  // CUlaunchAttribute
 };
 constexpr int kClusterDimension = 4;
 constexpr int kInvalid = 1, kNotFound = 500, kLaunchFailed = 719;
-constexpr int kCaptureUnsupported = 900, kCaptureInvalidated = 901, kCaptureImplicit = 906;
 
-// Run something that was put on a stream, or keep it for the graph.
-int on_stream(void* stream, std::function<int()> work) {
-  auto& capture = emulated_capture;
-  if (!capture.graph) return work();
-  if (stream != capture.stream) {  // the default stream would wait for the captured one
-    capture.broken = true;
-    return kCaptureImplicit;
-  }
-  capture.graph->push_back(std::move(work));
-  return 0;
-}
 int copy(void* to, const void* from, size_t bytes, void* stream) {
   return on_stream(stream, [=] { std::memmove(to, from, bytes); return 0; });
 }
