@@ -37,7 +37,7 @@ lint: $(TESTED)
 bench: $(TESTED)
 	$(BIN)/python -m benchmarks
 
-# Builds anywhere; times where the GPU is, by a Python that has torch with CUDA and apache-tvm-ffi.
+# Builds anywhere; times where the GPU is, by a Python that has numpy, and torch for its peers.
 GPU_PYTHON ?= python3
 bench-gpu: $(TESTED)
 	$(BIN)/python -m benchmarks.gpu build
