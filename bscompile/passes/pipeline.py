@@ -15,6 +15,7 @@ from bscompile.passes.choice import OrderJudge, Planner, not_measured
 from bscompile.passes.choose_form import ChooseForm
 from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
+from bscompile.passes.merge_groups import MergeGroups
 from bscompile.passes.permute_features import PermuteFeatures
 from bscompile.passes.recognise_factorized import RecogniseFactorized
 from bscompile.passes.recognise_linear import RecogniseLinear
@@ -51,6 +52,8 @@ def pipeline(
         RecogniseQuantized(),
         # Recognition reads constants: weights that the graph computes must be one by then.
         FoldConstants(),
+        # Before the next, which turns ConvTranspose in one group only.
+        MergeGroups(),
         # Before recognition, which knows convolutions of two axes and matmuls.
         RestateConvolutions(),
         # Before the next, which would take each MatMul of a factorized layer for a layer.

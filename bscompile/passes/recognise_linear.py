@@ -12,7 +12,7 @@ The weight is a block-sparse matrix where ``detect_blocks`` finds zero blocks, d
 A weight that others read besides stays as it is for them.
 
 Refuses: weights that are not constant matrices, dtypes other than float32, x of unknown rank or
-a vector, grouped and 1-D or 3-D convolutions, padding that depends on an unknown size, nodes in
+a vector, depthwise and 1-D or 3-D convolutions, padding that depends on an unknown size, nodes in
 the body of If and Loop.
 """
 
@@ -139,7 +139,7 @@ class RecogniseLinear(GraphPass):
         if kernel.ndim != 4:
             return f"{kernel.ndim - 2}-D convolution, only 2-D ones are covered"
         if node.attributes.get_int("group", 1) != 1:
-            return "grouped or depthwise convolution: too little work per channel for blocks"
+            return "depthwise convolution: too little work per channel for blocks"
         geometry = conv_geometry(node, x, (int(kernel.shape[2]), int(kernel.shape[3])))
         if isinstance(geometry, str):
             return geometry

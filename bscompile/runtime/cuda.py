@@ -73,6 +73,9 @@ class CudaMachine(VirtualMachine):
         self._recorder.drop()
         super().close()
 
+    def _input(self, place: int, array: Array) -> Any:
+        return self._tensor(array)  # copied in any case
+
     def _tensor(self, array: Array) -> Any:
         """A copy on the device."""
         device = _functions()["allocate"](array.shape, str(array.dtype), _device(_CUDA), None)

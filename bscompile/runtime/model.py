@@ -56,6 +56,7 @@ class Model:
         self._lock = threading.Lock()
         self._specs = {spec.name: spec for spec in self.inputs}
         self._dtypes = [np.dtype(spec.dtype) for spec in self.inputs]
+        self._shapes = [spec.shape for spec in self.inputs]
         self._executor: Executor | None = open_executor(artifact, self.threads)
 
     @property
@@ -159,6 +160,27 @@ class Model:
 
     def _check(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
         """The inputs in order, as arrays that fit their specs."""
+        return self._fitting(inputs) or self._examined(inputs)
+
+    def _fitting(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
+        """The inputs in order where they plainly fit, in a microsecond; else nothing."""
+        if type(inputs) is not dict or len(inputs) != len(self._specs):
+            return []
+        arrays = []
+        for name, dtype, shape in zip(self._specs, self._dtypes, self._shapes, strict=True):
+            array = inputs.get(name)
+            # A symbolic length equals no number, so such inputs are looked at more closely.
+            if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
+                return []
+            arrays.append(array)
+        return arrays
+
+    def _examined(self, inputs: Mapping[str, npt.ArrayLike]) -> list[Array]:
+        """The inputs in order, as arrays that fit their specs.
+
+        Raises:
+            UsageError: they do not.
+        """
         given: object = inputs
         if not isinstance(given, Mapping):
             example = ", ".join(f"{name!r}: array" for name in self._specs)

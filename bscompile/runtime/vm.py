@@ -20,6 +20,7 @@ from bscompile.runtime.executor import Executor, RefusedError
 Array = npt.NDArray[Any]
 
 _ENTRY = "main"
+_SMALL = 16 << 10  # bytes of an input that are sooner copied than looked at
 
 
 class VirtualMachine(Executor):
@@ -36,12 +37,13 @@ class VirtualMachine(Executor):
         self._ffi = tvm_library.load_ffi()
         self._executable = tvm_library.Executable(artifact.members[CODE], self.devices)
         self._param_addresses: set[int] = set()
+        self._rooms: dict[int, tuple[Array, Any]] = {}
         self._params = self._load_params(artifact.weights)
         self._main: Any = self._bound_main(self._executable.machine())
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Call main; contiguous, aligned inputs are used without a copy."""
-        tensors = [self._tensor(array) for array in inputs]
+        """Call main; large inputs that are contiguous and aligned are used without a copy."""
+        tensors = [self._input(place, array) for place, array in enumerate(inputs)]
         return self._collect(self._call(tensors), tensors)
 
     def _call(self, tensors: list[Any]) -> Any:
@@ -79,7 +81,7 @@ class VirtualMachine(Executor):
 
     def close(self) -> None:
         """Free the weights and the code's memory."""
-        self._main, self._params = None, []
+        self._main, self._params, self._rooms = None, [], {}
 
     def _mark(self) -> Any:
         """The beginning of something that ``profile`` times."""
@@ -115,6 +117,17 @@ class VirtualMachine(Executor):
                 loaded[key] = self._tensor(array)
                 self._param_addresses.add(loaded[key].data_ptr())
         return [loaded[param.name, param.used] for param in self._manifest.params]
+
+    def _input(self, place: int, array: Array) -> Any:
+        """An input for TVM; a small one in memory that is kept for the next call's."""
+        if not 0 < array.nbytes <= _SMALL:
+            return self._tensor(array)
+        room = self._rooms.get(place)
+        if room is None or room[0].shape != array.shape:
+            aligned = empty_aligned(array.shape, array.dtype.newbyteorder("="))
+            room = self._rooms[place] = aligned, self._tensor(aligned)
+        room[0][...] = array
+        return room[1]
 
     def _tensor(self, array: Array) -> Any:
         """The array for TVM: without a copy where it is contiguous, aligned and writable."""

@@ -71,7 +71,7 @@ def run(capsys):
 
 def test_tune_then_build_with_a_warm_database(model, table, run, tmp_path):
     db, page, artifact = tmp_path / "db.jsonl", tmp_path / "page.html", tmp_path / "out.bsc"
-    rows = ("--buckets", "8")
+    rows = ("--buckets", "64")
     code, out, err = run("tune", model, *rows, "--db", db, "--trials", 32, "--report", page)
     assert code == 0
     assert "block_sparse 4x4" in out
@@ -84,7 +84,7 @@ def test_tune_then_build_with_a_warm_database(model, table, run, tmp_path):
     code, out, err = run("tune", model, *rows, "--db", db, "--trials", 32, "--json")
     result = json.loads(out)
     assert [layer["winner"] for layer in result["layers"]] == ["block_sparse 4x4"] * 4
-    assert [layer["rows"] for layer in result["layers"]] == [8, 128, 8, 128]
+    assert [layer["rows"] for layer in result["layers"]] == [64, 128, 64, 128]
     assert db.read_text() == tuned
     assert len(table) == 1
 

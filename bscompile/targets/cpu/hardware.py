@@ -6,6 +6,7 @@ either case: for an instruction set that it lacks they are scaled from what it h
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -77,6 +78,7 @@ _ATTRIBUTES = {
     "amx_bf16": "+amx-bf16",
     "amx_int8": "+amx-int8",
 }
+_LAUNCH_SECONDS = 4e-6  # of a parallel region, where the process that asks has one worker only
 #: Multiply-adds relative to float32 of a machine that is not here to be measured.
 _NOMINAL = {"avx512_bf16": 2.0, "avx512_vnni": 4.0, "amx_bf16": 14.0, "amx_int8": 28.0}
 
@@ -156,7 +158,9 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
         cache_bytes=caches,
         cache_gbps=rates.cache_gbps,
         vector_bytes=isa.vector_bytes,
-        launch_seconds=rates.launch_seconds,
+        launch_seconds=(
+            rates.launch_seconds if math.isfinite(rates.launch_seconds) else _LAUNCH_SECONDS
+        ),
         extensions=extensions,
     )
 

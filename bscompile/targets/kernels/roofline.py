@@ -8,7 +8,7 @@ The constants were fitted on a Zen 4 and checked by benchmarks/cost_model_rank.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, nextafter
 
 from bscompile.dialect.activations import parts_of
 from bscompile.targets.base import HardwareSpec, Problem
@@ -60,8 +60,12 @@ def rows_collide(hardware: HardwareSpec, k: int, rows: int) -> bool:
 
 
 def even(items: int, tasks: int) -> float:
-    """Tasks' worth of speed-up when ``items`` are shared whole."""
-    return items / -(-items // tasks)
+    """Tasks' worth of speed-up when ``items`` are shared whole.
+
+    A little more than one where one task of several gets them all: they start all the same.
+    """
+    share = items / -(-items // tasks)
+    return share if tasks == 1 else max(share, nextafter(1.0, 2.0))
 
 
 def row_tiles(problem: Problem, rows: int) -> int:

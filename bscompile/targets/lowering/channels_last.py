@@ -190,6 +190,17 @@ def _concatenate(view: NodeView) -> Any:
     return relax.op.concat(images, axis=3)
 
 
+def _slice(view: NodeView) -> Any:
+    """Some channels of an image; None where other axes are cut, or one backwards."""
+    known = [view.known(index) for index in range(1, 5)]
+    if any(values is None and view.has(i) for i, values in enumerate(known, 1)):
+        return None
+    first, last, axes, steps = (None if v is None else v.ints() for v in known)
+    if axes is None or [int(axis) % 4 for axis in axes] != [1] or (steps or [1])[0] < 1:
+        return None
+    return relax.op.strided_slice(image(view, 0), axes=[3], begin=first, end=last, strides=steps)
+
+
 _RULES: dict[str, Callable[[NodeView], Any]] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
@@ -197,4 +208,5 @@ _RULES: dict[str, Callable[[NodeView], Any]] = {
     "GlobalAveragePool": _global_average_pool,
     "MaxPool": _max_pool,
     "ReduceMean": _mean,
+    "Slice": _slice,
 }

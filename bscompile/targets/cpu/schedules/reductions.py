@@ -58,7 +58,7 @@ def _spatial(sch: Any, block: Any) -> list[Any]:
 
 
 def _width(sch: Any, block: Any, most: int) -> int:
-    """Elements of a vector: the largest power of two that divides the last axis of the result.
+    """Elements of a vector: the last axis of the result, or a power of two that divides it.
 
     1 where the last axis is reduced, or too short or odd for vectors.
     """
@@ -66,6 +66,8 @@ def _width(sch: Any, block: Any, most: int) -> int:
     length = loops.extent(sch, spatial[-1]) if spatial else None
     if length is None:
         return 1
+    if 4 <= length <= most:
+        return length
     width = most
     while width > 1 and length % width:
         width //= 2
