@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.gpu.cases import DTYPE, Case, all_cases
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Problem
-from bscompile.targets.cuda.build import compile_kernel, cuda_source
+from bscompile.targets.cuda.build import compile_alone, cuda_source
 from bscompile.targets.cuda.hardware import hardware
 from bscompile.targets.cuda.kernels.bands import BAND, pack_bands
 from bscompile.targets.cuda.kernels.packing import Operands, cut_rows, pack_steps
@@ -155,7 +155,7 @@ def _write_kernel(
     if problem.form == "block_sparse":
         zeros = BlockSparseMatrix.from_dense(zeros, problem.block)
     kernel = template.build(problem, zeros, config, machine)
-    executable = compile_kernel(kernel.prim_func, machine)
+    executable = compile_alone(kernel.prim_func, machine)
     source = cuda_source(executable)
     executable.export_library(str(folder / f"{name}.so"))
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -39,7 +39,7 @@ def build(folder: Path, arch: str, compile_code: Callable[[str, str], bytes], sm
     """Compile the kernel of every case for few and for many rows; returns how many kernels."""
     from bscompile.formats import KroneckerSum
     from bscompile.targets.base import Problem
-    from bscompile.targets.cuda.build import compile_kernel, cuda_source
+    from bscompile.targets.cuda.build import compile_alone, cuda_source
     from bscompile.targets.cuda.hardware import hardware
     from bscompile.targets.cuda.kernels.kronecker import KroneckerTemplate
 
@@ -63,7 +63,7 @@ def build(folder: Path, arch: str, compile_code: Callable[[str, str], bytes], sm
                 continue
             name = f"kronecker-{case.name}-r{rank}-m{rows}"
             kernel = template.build(problem, tiny, space[0], machine)
-            executable = compile_kernel(kernel.prim_func, machine)
+            executable = compile_alone(kernel.prim_func, machine)
             source = cuda_source(executable)
             executable.export_library(str(folder / f"{name}.so"))
             digest = hashlib.sha256(source.encode()).hexdigest()[:16]

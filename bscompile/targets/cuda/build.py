@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bscompile.errors import ModelError, TargetError
 from bscompile.targets.cpu.build import LIBRARY, find_linker
+from bscompile.targets.cuda.carried_code import CarriedKernel
 from bscompile.targets.cuda.compile import compile_source
 from bscompile.targets.cuda.hardware import architectures
 
@@ -86,8 +87,14 @@ def compile_module(module: Any, context: TargetContext) -> Any:
         ) from error
 
 
-def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
-    """Compile one kernel alone, named ``kernel``, as it would be inside a model."""
+def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> CarriedKernel:
+    """One kernel alone, named ``kernel``, for this machine's device or for one elsewhere."""
+    executable = compile_alone(prim_func, hardware)
+    return CarriedKernel(executable, cuda_source(executable), hardware)
+
+
+def compile_alone(prim_func: Any, hardware: HardwareSpec) -> Any:
+    """A tvm.runtime.Executable of one kernel, named ``kernel``, as it would be inside a model."""
     import tvm
 
     from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target
