@@ -29,10 +29,23 @@ ENVIRONMENT = {"openvino-bf16": "openvino"}
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds per call."""
+    """Seconds per call.
+
+    Attributes:
+        median: Of all calls.
+        minimum: Of all calls.
+        rounds: The median of each round; round by round engines met the same machine.
+    """
 
     median: float
     minimum: float
+    rounds: tuple[float, ...]
+
+    def ratio_to(self, other: Times) -> float:
+        """The median over rounds of our time over ``other``'s, which a change of the machine
+        between rounds leaves alone.
+        """
+        return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
 
 
 def interpreter(engine: str) -> str:
@@ -121,14 +134,20 @@ def compare(
             goal = Path(folder) / f"{label}.npy"
             engine.ask(f"check {goal}")
             answers[label] = np.load(goal).astype(np.float64)
-        times: dict[str, list[float]] = {label: [] for label in running}
+        times: dict[str, list[list[float]]] = {label: [] for label in running}
         begun, rounds = time.perf_counter(), 0
         while rounds < 5 or time.perf_counter() - begun < seconds:
             for label, engine in running.items():
                 time.sleep(PAUSE)  # the idle workers of the one before go to sleep
-                times[label] += engine.ask(f"{WARM} {SECONDS}")["times"]
+                times[label].append(engine.ask(f"{WARM} {SECONDS}")["times"])
             rounds += 1
     want = answers[reference]
     errors = {k: float(np.abs(v - want).max() / np.abs(want).max()) for k, v in answers.items()}
-    found = {k: Times(statistics.median(v), min(v)) for k, v in times.items()}
-    return found, refused, errors
+    return {k: _summary(v) for k, v in times.items()}, refused, errors
+
+
+def _summary(rounds: list[list[float]]) -> Times:
+    calls = [seconds for one in rounds for seconds in one]
+    return Times(
+        statistics.median(calls), min(calls), tuple(statistics.median(one) for one in rounds)
+    )

@@ -15,6 +15,7 @@ channel for each group stays: targets have code of their own for depthwise convo
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,59 +64,74 @@ def _parts(kernel: Array, groups: int) -> int:
     )
 
 
-def _rewritten(
-    graph: ir.Graph, node: ir.Node, name: str, kernel: Array, groups: int, parts: int
-) -> list[ir.Node]:
-    attributes = [a for a in node.attributes.values() if a.name != "group"]
-    x, _, *rest = node.inputs
-    bias = next((value for value in rest if value is not None), None)
-    channels = len(kernel) if node.op_type == "ConvTranspose" else kernel.shape[1] * groups
-    outputs = kernel.shape[1] * groups if node.op_type == "ConvTranspose" else len(kernel)
-    new: list[ir.Node] = []
+@dataclass
+class _Parts:
+    """The nodes that one node becomes: for each part a Conv and what cuts its inputs."""
 
-    def part(value: ir.Value, number: int, length: int, axis: int) -> ir.Value:
-        """One of ``parts`` equal parts of an axis of ``length``."""
-        known, step = constant(value), length // parts
-        first, last = number * step, (number + 1) * step
-        if parts == 1:
+    graph: ir.Graph
+    node: ir.Node
+    name: str
+    count: int
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    def cut(self, value: ir.Value, number: int, axis: int, step: int) -> ir.Value:
+        """A part of ``value``, ``step`` long on an axis."""
+        known, first, last = constant(value), number * step, (number + 1) * step
+        if self.count == 1:
             return value
         if known is not None:
-            return add_initializer(graph, f"{name}.{number}.bias", known[first:last])
-        limits = [
-            add_initializer(graph, f"{name}.{number}.{suffix}", np.array([at], np.int64))
-            for suffix, at in (("first", first), ("last", last), ("axis", axis))
-        ]
-        new.append(ir.node("Slice", [value, *limits]))
-        cut = new[-1].outputs[0]
-        cut.name, cut.type = f"{name}.{number}.{value.name}", value.type
-        if value.shape is not None:
-            cut.shape = ir.Shape([step if a == axis else d for a, d in enumerate(value.shape)])
-        return cut
+            return self._constant(f"{number}.bias", known[first:last])
+        places = {"first": first, "last": last, "axis": axis}
+        limits = [self._constant(f"{number}.{k}", np.array([v])) for k, v in places.items()]
+        node = ir.node("Slice", [value, *limits])
+        return self._append(node, f"{number}.{value.name}", value, axis, step)
 
-    assert x is not None  # the checker demands it
-    results = []
-    for number, weight in enumerate(np.split(kernel, parts)):
-        whole = _diagonal(weight, groups // parts)
-        inputs = [part(x, number, channels, 1)]
-        inputs.append(add_initializer(graph, f"{name}.{number}" if parts > 1 else name, whole))
-        inputs += [] if bias is None else [part(bias, number, outputs, 0)]
-        conv = ir.Node("", node.op_type, inputs, attributes, name=f"{name}.{number}")
-        conv.metadata_props.update(node.metadata_props)
-        new.append(conv)
-        (y,), (old,) = conv.outputs, node.outputs
-        y.name, y.type = f"{name}.{number}.y", old.type
-        if old.shape is not None:
-            y.shape = ir.Shape([outputs // parts if a == 1 else d for a, d in enumerate(old.shape)])
-        results.append(y)
-    if parts > 1:
-        new.append(ir.node("Concat", results, {"axis": 1}))
-        joined = new[-1].outputs[0]
-        joined.name, joined.type, joined.shape = (
-            f"{name}.y",
-            node.outputs[0].type,
-            node.outputs[0].shape,
-        )
-    return new
+    def layer(self, number: int, kernel: Array, groups: int, channels: int, outputs: int) -> None:
+        """Append the Conv of some groups; ``channels`` and ``outputs`` are theirs."""
+        x, _, *rest = self.node.inputs
+        assert x is not None  # the checker demands it
+        weight = self._constant(f"{number}.kernel", _diagonal(kernel, groups))
+        inputs = [self.cut(x, number, 1, channels), weight]
+        inputs += [self.cut(b, number, 0, outputs) for b in rest if b is not None]
+        attributes = [a for a in self.node.attributes.values() if a.name != "group"]
+        own = self.name if self.count == 1 else f"{self.name}.{number}"
+        node = ir.Node("", self.node.op_type, inputs, attributes, name=own)
+        node.metadata_props.update(self.node.metadata_props)
+        self._append(node, f"{number}.y", self.node.outputs[0], 1, outputs)
+
+    def join(self) -> None:
+        """Append the Concat of the parts' results."""
+        parts = [n.outputs[0] for n in self.nodes if n.op_type == self.node.op_type]
+        if self.count > 1:
+            outputs = self.node.outputs[0]
+            length = outputs.shape[1] if outputs.shape is not None else 0
+            self._append(ir.node("Concat", parts, {"axis": 1}), "y", outputs, 1, length)
+
+    def _constant(self, suffix: str, array: Array) -> ir.Value:
+        return add_initializer(self.graph, f"{self.name}.{suffix}", array)
+
+    def _append(
+        self, node: ir.Node, suffix: str, like: ir.Value, axis: int, length: int | ir.SymbolicDim
+    ) -> ir.Value:
+        """The node's result: like another value but for the length of one axis."""
+        self.nodes.append(node)
+        (y,) = node.outputs
+        y.name, y.type = f"{self.name}.{suffix}", like.type
+        if like.shape is not None:
+            y.shape = ir.Shape([length if a == axis else d for a, d in enumerate(like.shape)])
+        return y
+
+
+def _rewritten(
+    graph: ir.Graph, node: ir.Node, name: str, kernel: Array, groups: int, count: int
+) -> list[ir.Node]:
+    parts = _Parts(graph, node, name, count)
+    first, second = len(kernel) // count, kernel.shape[1] * (groups // count)
+    channels, outputs = (second, first) if node.op_type == "Conv" else (first, second)
+    for number, weight in enumerate(np.split(kernel, count)):
+        parts.layer(number, weight, groups // count, channels, outputs)
+    parts.join()
+    return parts.nodes
 
 
 def _diagonal(kernel: Array, groups: int) -> Array:

@@ -99,6 +99,18 @@ def _whisper(full: bool) -> nn.Module:
     return _First(WhisperEncoder(config))
 
 
+def _wav2vec2(full: bool) -> nn.Module:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    size = {"num_hidden_layers": 2} if full else {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64, "conv_dim": (16, 16), "conv_kernel": (10, 3),
+        "conv_stride": (5, 2), "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4,
+    }  # fmt: skip
+    config = Wav2Vec2Config(attn_implementation="eager", **size)
+    return _First(Wav2Vec2Model(config))
+
+
 def _gpt2(full: bool) -> nn.Module:
     from transformers import GPT2Config, GPT2Model
 
@@ -119,6 +131,10 @@ def _sound(full: bool, batch: int) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(batch, 80, 200 if full else 40)}
 
 
+def _wave(full: bool, batch: int) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(batch, 16000 if full else 200)}
+
+
 def _tokens(full: bool, batch: int) -> dict[str, torch.Tensor]:
     return {"x": torch.randint(0, 500, (batch, 64 if full else 12))}
 
@@ -131,6 +147,7 @@ WIDER = {
         Family("unet", _unet, _image),
         Family("convnext", _convnext, _image),
         Family("whisper", _whisper, _sound),
+        Family("wav2vec2", _wav2vec2, _wave),
         Family("gpt2", _gpt2, _tokens),
     )
 }
