@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import platform
 import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,12 +84,11 @@ def run_kernels(target, calls):
         calls: (PrimFunc, arrays in argument order, y as it is before) of each.
 
     Returns:
-        A function (arrays of every call) -> y of every call.
+        The executable; called with the arrays of every call it gives y of every call.
     """
     from bscompile import targets
     from bscompile.artifact import Artifact
     from bscompile.artifact.manifest import Manifest, TensorSpec
-    from bscompile.runtime.native import StaticExecutable
     from bscompile.targets.native.build import build_static
     from bscompile.targets.native.kernel import program_of
 
@@ -97,25 +99,45 @@ def run_kernels(target, calls):
     program = program_of(
         [(name, arrays, y) for name, (_, arrays, y) in zip(names, calls, strict=True)]
     )
-    assembly = []
+    compiled = []
     members = build_static(
-        program, kernels, [], MACHINES[hardware.machine], code, 2, watch=assembly.append
+        program, kernels, [], MACHINES[hardware.machine], code, 2, watch=compiled.append
     )
     specs = [TensorSpec(f"b{i}", b.shape, b.dtype) for i, b in enumerate(program.buffers)]
     manifest = Manifest(
         "cpu", hardware.isa, hardware.features, 2, tuple(specs),
         tuple(specs[i] for i in program.outputs), (), loader="native", machine=hardware.machine,
     )  # fmt: skip
+    return Linked(Artifact(manifest, members, {}), [y for _, _, y in calls], *compiled)
 
-    def run(arrays):
+
+@dataclass(frozen=True, eq=False)
+class Linked:
+    """The executable of ``run_kernels``.
+
+    Attributes:
+        artifact: It, with what its inputs and outputs are.
+        before: y of every call, as it is before.
+        module: The kernels' code as TVM compiled it.
+    """
+
+    artifact: Any
+    before: list[Any]
+    module: Any
+
+    def __call__(self, arrays):
+        from bscompile.runtime.native import StaticExecutable
+
         feeds = []
-        for own, (_, _, y) in zip(arrays, calls, strict=True):
+        for own, y in zip(arrays, self.before, strict=True):
             feeds += [*own, y]
-        executor = StaticExecutable(Artifact(manifest, members, {}), 2)
+        executor = StaticExecutable(self.artifact, 2)
         try:
             return executor.run(feeds)
         finally:
             executor.close()
 
-    run.assembly = assembly[0].inspect_source("asm")
-    return run
+    @cached_property
+    def assembly(self):
+        """The kernels' code as text, for which they are compiled once more."""
+        return self.module.inspect_source("asm")

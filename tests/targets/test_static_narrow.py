@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
 
 from bscompile import targets
 from bscompile.dialect import LinearOp, evaluate
@@ -12,6 +13,8 @@ from bscompile.dialect.quantization import Quantization
 from bscompile.targets.base import problem_of
 from bscompile.targets.kernels.narrow import PAIRS, NarrowPairs, NarrowProducts
 from tests.targets.narrow_running import wanted
+from tests.targets.numeric_suite import CASES as NUMERIC
+from tests.targets.numeric_suite import layer
 from tests.targets.static_running import needs, run_kernels
 from tests.targets.test_kernels import block_sparse, epilogue_tensors
 from tests.tolerance import assert_close
@@ -116,3 +119,22 @@ def test_eight_bits_in_and_out(variant, precision, instruction):
                (call[1] for call in calls)]  # fmt: skip
     for a, b in zip(before, run(changed), strict=True):
         assert (a != b).any()
+
+
+@pytest.mark.parametrize("case", [c for c in NUMERIC if c.dtype == "float32"], ids=str)
+def test_float32_kernels_of_i8mm_are_those_of_aarch64(case):
+    """So the numeric suite runs them for one of the two."""
+    made = []
+    for variant in ("aarch64", "aarch64-i8mm"):
+        context, op = targets.resolve(f"cpu:{variant}", 2), layer(case, np.random.default_rng(0))
+        problem = problem_of(op, case.rows, np.dtype(np.float32))
+        kernels = {}
+        for template in context.target.templates:
+            for config in template.space(problem, context.hardware)[:1]:
+                kernel = template.build(problem, op.weight, config, context.hardware)
+                kernels[template.name] = kernel.prim_func
+        made.append(kernels)
+    plain, wider = made
+    assert plain.keys() == wider.keys() != set()
+    for name, func in plain.items():
+        tvm.ir.assert_structural_equal(func, wider[name])
