@@ -64,10 +64,13 @@ def load_kernel(kernel, hardware):
     import tvm_ffi
 
     from bscompile.targets.cpu.hardware import llvm_target
+    from bscompile.targets.tir_passes import TIR_PIPELINE
 
     func = kernel.prim_func
     symbol = func.attrs["global_symbol"]
-    compiled = tvm.compile(tvm.IRModule({symbol: func}), target=llvm_target(hardware)).jit()[symbol]
+    module = tvm.IRModule({symbol: func})
+    compiled = tvm.compile(module, target=llvm_target(hardware), tir_pipeline=TIR_PIPELINE)
+    compiled = compiled.jit()[symbol]
     operands = [tvm.runtime.tensor(np.ascontiguousarray(array)) for _, array in kernel.operands]
 
     def run(x, tensors, shape, y_dtype=np.float32):
@@ -93,6 +96,8 @@ def assembly(kernel, hardware):
     import tvm
 
     from bscompile.targets.cpu.hardware import llvm_target
+    from bscompile.targets.tir_passes import TIR_PIPELINE
 
     module = tvm.IRModule({"kernel": kernel.prim_func.with_attr("global_symbol", "kernel")})
-    return tvm.compile(module, target=llvm_target(hardware)).mod.inspect_source("asm")
+    compiled = tvm.compile(module, target=llvm_target(hardware), tir_pipeline=TIR_PIPELINE)
+    return compiled.mod.inspect_source("asm")

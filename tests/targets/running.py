@@ -36,10 +36,11 @@ class Machine:
         import tvm
 
         from bscompile.targets.cpu.hardware import llvm_target
+        from bscompile.targets.tir_passes import TIR_PIPELINE
 
         name = func.attrs["global_symbol"]
-        module = tvm.compile(tvm.IRModule({name: func}), target=llvm_target(self.hardware))
-        return module.jit()[name]
+        target, module = llvm_target(self.hardware), tvm.IRModule({name: func})
+        return tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE).jit()[name]
 
 
 def _machines() -> list[Machine]:

@@ -83,13 +83,14 @@ def compile_module(module: Any, context: TargetContext) -> Any:
 
     from bscompile.targets.cpu.hardware import llvm_target
     from bscompile.targets.cpu.pipeline import PASS_CONFIG, passes
+    from bscompile.targets.tir_passes import TIR_PIPELINE
 
     target = llvm_target(context.hardware)
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
             for step in passes(context.hardware):
                 module = step(module)
-            return tvm.relax.build(module, target, relax_pipeline=None)
+            return tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=TIR_PIPELINE)
     except tvm.error.InternalError as error:  # how TVM says that it cannot
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
@@ -104,10 +105,11 @@ def compile_kernel(prim_func: Any, hardware: HardwareSpec) -> Any:
 
     from bscompile.targets.cpu.hardware import llvm_target
     from bscompile.targets.cpu.pipeline import PASS_CONFIG
+    from bscompile.targets.tir_passes import TIR_PIPELINE
 
     module = tvm.IRModule({"kernel": prim_func.with_attr("global_symbol", "kernel")})
     with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-        return tvm.compile(module, target=llvm_target(hardware))
+        return tvm.compile(module, target=llvm_target(hardware), tir_pipeline=TIR_PIPELINE)
 
 
 def find_linker() -> str:

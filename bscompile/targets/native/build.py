@@ -81,11 +81,12 @@ def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> Any:
     import tvm
 
     from bscompile.targets.cpu.pipeline import PASS_CONFIG
+    from bscompile.targets.tir_passes import TIR_PIPELINE
 
     module = tvm.IRModule({name: kernels[name] for name in sorted(kernels)})
     try:
         with tvm.transform.PassContext(opt_level=3, config=PASS_CONFIG):
-            compiled = tvm.compile(module, target=target).mod
+            compiled = tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE).mod
     except tvm.error.InternalError as error:  # how TVM says that it cannot
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(

@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect import TENSOR_STEPS
 from bscompile.targets.base import Array, Problem, Recipe
+from bscompile.targets.tir_passes import SIZED
 
 Expr = Any  # a TIR expression or an int
 Buffer = Any
@@ -101,7 +102,8 @@ def _function(
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            sized = {SIZED: True} if problem.m is None else {}
+            T.func_attr({"global_symbol": name, "tirx.noalias": True, **sized})
             m = problem.m if problem.m is not None else T.int64()
             x = T.arg("x", T.handle())
             weights = [T.arg(suffix, T.handle()) for suffix, _ in operands]
