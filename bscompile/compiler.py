@@ -20,7 +20,7 @@ import onnx_ir as ir
 from bscompile import artifact, importer, targets
 from bscompile.artifact.manifest import Manifest
 from bscompile.passes import pipeline
-from bscompile.passes.base import Note
+from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.permute_features import PermuteFeatures
 from bscompile.passes.recognise_quantized import is_quantized_model
 from bscompile.report.build import make_report
@@ -170,7 +170,8 @@ def collect_layers(
     graph = _read(model, options, say)
     context = _for_precisions(target, options, graph)
     collector = Collector(context, database)
-    notes = _rewrite(graph, options, context, collector, collector.judge, say)
+    passes = _passes(options, context, collector, collector.judge)
+    notes = _rewrite(graph, passes[:-1], options, say)  # the last one writes for other readers
     orders = tuple(
         f"{note.layer}: {note.text}"
         for note in notes
@@ -197,7 +198,7 @@ def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepa
     context = _for_precisions(target, options, graph)
     database = Database(options.database or default_path())
     planner = TunedPlanner(database, context)
-    notes = _rewrite(graph, options, context, planner, planner.judge, say)
+    notes = _rewrite(graph, _passes(options, context, planner, planner.judge), options, say)
     if database.damaged:
         text = f"{len(database.damaged)} lines could not be read, such as {database.damaged[0]}"
         notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
@@ -234,17 +235,17 @@ def _read(model: ModelLike, options: CompileOptions, say: Progress) -> ir.Model:
     return graph
 
 
+def _passes(
+    options: CompileOptions, context: TargetContext, planner: Planner, judge: OrderJudge
+) -> list[GraphPass]:
+    return pipeline.pipeline(planner, options.precision, partial(_price, context), judge)
+
+
 def _rewrite(
-    graph: ir.Model,
-    options: CompileOptions,
-    context: TargetContext,
-    planner: Planner,
-    judge: OrderJudge,
-    say: Progress,
+    graph: ir.Model, passes: list[GraphPass], options: CompileOptions, say: Progress
 ) -> list[Note]:
     """Phase 4."""
     dump = None if options.dump_ir is None else partial(_dump, options.dump_ir)
-    passes = pipeline.pipeline(planner, options.precision, partial(_price, context), judge)
     return pipeline.run(graph, passes, dump=dump, progress=say)
 
 

@@ -41,6 +41,7 @@ class OrderGroup:
         size: Their number.
         sparse: Places, among the graph's layers, of those whose blocks an order can change.
         start: Place and side of the layer by which the group is found again.
+        run: Entries per feature: more than one where whole heads are moved.
         proposals: Orders worth a price, by how they come about; none where the features are in
             a good one already.
         layouts: Place -> (where the features lie in y, entries of x per feature).
@@ -51,6 +52,7 @@ class OrderGroup:
     start: tuple[int, bool]
     proposals: dict[str, Index]
     layouts: dict[int, tuple[Layout | None, int]] = field(default_factory=dict)
+    run: int = 1
 
 
 class Layers:
@@ -159,12 +161,16 @@ def _around(groups: list[OrderGroup]) -> list[int]:
 def find_groups(graph: ir.Graph, layers: Layers) -> tuple[list[OrderGroup], list[tuple[str, str]]]:
     """Every closed group around a sparse layer, and why others around scattered zeros are not.
 
+    Groups of whole heads come last: the features within each have their order by then.
+
     Returns:
         (groups, refusals as (layer, reason)).
     """
     groups: list[OrderGroup] = []
+    of_heads: list[OrderGroup] = []
     refusals: list[tuple[str, str]] = []
     seen: set[ir.Value] = set()
+    met: set[ir.Value] = set()
     for place, node in enumerate(layers.nodes):
         if not layers.is_sparse(place):
             continue
@@ -175,28 +181,34 @@ def find_groups(graph: ir.Graph, layers: Layers) -> tuple[list[OrderGroup], list
             found = _group_at(graph, node, made)
             seen |= found.values
             reason = _against(found, layers)
+            if found.cell < min(found.size, _RUNS[-1]) and value not in met:
+                heads = _group_at(graph, node, made, found.cell)
+                met |= heads.values
+                if _against(heads, layers) is None:
+                    of_heads.append(_order_group(heads, layers, (place, made), found.cell))
             if reason is None:
                 groups.append(_order_group(found, layers, (place, made)))
             elif not layers.in_whole_blocks(place):
                 side = "outputs" if made else "inputs"
                 text = f"its zeros are scattered, but its {side} keep their order: {reason}"
                 refusals.append((layers.names[place], text))
-    return groups, refusals
+    return groups + of_heads, refusals
 
 
 def regroup(graph: ir.Graph, group: OrderGroup) -> FeatureGroup:
     """The group as the graph now has it, after other groups were reordered."""
     place, made = group.start
-    return _group_at(graph, [node for node in graph if is_float_layer(node)][place], made)
+    node = [node for node in graph if is_float_layer(node)][place]
+    return _group_at(graph, node, made, group.run)
 
 
-def _group_at(graph: ir.Graph, node: ir.Node, made: bool) -> FeatureGroup:
+def _group_at(graph: ir.Graph, node: ir.Node, made: bool, run: int = 1) -> FeatureGroup:
     op = read_node(node)
     taps = 1 if op.conv is None else op.conv.kernel[0] * op.conv.kernel[1]
     size = op.shape[0] if made else op.shape[1] // taps
     value = node.outputs[0] if made else node.inputs[0]
     assert value is not None
-    return group_of(graph, value, Layout(feature_axis(node)), size, only_order=True)
+    return group_of(graph, value, Layout(feature_axis(node), run), size // run, only_order=True)
 
 
 def _against(group: FeatureGroup, layers: Layers) -> str | None:
@@ -210,7 +222,9 @@ def _against(group: FeatureGroup, layers: Layers) -> str | None:
     return None
 
 
-def _order_group(group: FeatureGroup, layers: Layers, start: tuple[int, bool]) -> OrderGroup:
+def _order_group(
+    group: FeatureGroup, layers: Layers, start: tuple[int, bool], run: int = 1
+) -> OrderGroup:
     layouts, supports = {}, []
     for end in layers_of(group):
         place = layers.place[end.node]
@@ -219,18 +233,22 @@ def _order_group(group: FeatureGroup, layers: Layers, start: tuple[int, bool]) -
             continue
         mask = layers.support(place)
         if end.outputs is not None:
-            supports.append(mask.reshape(group.size, -1))
+            supports.append(mask.reshape(group.size, run, -1).any(axis=1))
         if end.reads:
-            columns = mask.reshape(len(mask), group.size, end.taps)
-            supports.append(columns.transpose(1, 0, 2).reshape(group.size, -1))
+            columns = mask.reshape(len(mask), group.size, end.taps).transpose(1, 0, 2)
+            whole = run > 1  # a head has its support wherever one of its features does
+            supports.append(columns.any(axis=2) if whole else columns.reshape(group.size, -1))
     together = np.concatenate(supports, axis=1)
     sparse = frozenset(place for place in layouts if layers.is_sparse(place))
     scattered = any(not layers.in_whole_blocks(place) for place in sparse)
-    proposals = _proposals(together, group.cell, scattered)
-    return OrderGroup(group.size, sparse, start, proposals, layouts)
+    runs = tuple(entries // run for entries in _RUNS if entries % run == 0 and entries > run)
+    proposals = _proposals(together, group.cell, scattered, runs)
+    return OrderGroup(group.size, sparse, start, proposals, layouts, run)
 
 
-def _proposals(supports: Mask, cell: int, scattered: bool) -> dict[str, Index]:
+def _proposals(
+    supports: Mask, cell: int, scattered: bool, runs: tuple[int, ...]
+) -> dict[str, Index]:
     """Orders after which runs need fewer columns; layers in blocks need a larger gain."""
     as_it_is = np.arange(len(supports))
     proposals = {}
@@ -238,9 +256,9 @@ def _proposals(supports: Mask, cell: int, scattered: bool) -> dict[str, Index]:
         order = order_by(supports, cell)
         ratios = [
             runs_needed(supports, order, run) / max(1, runs_needed(supports, as_it_is, run))
-            for run in _RUNS
+            for run in runs
         ]
-        if min(ratios) < (_LESS if scattered else _LESS**2):
+        if min(ratios, default=1.0) < (_LESS if scattered else _LESS**2):
             proposals[name] = order
     return proposals
 

@@ -20,7 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 1180px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 0 0 4px; }
 h3 { font-size: 13px; font-weight: 600; color: var(--soft); margin: 8px 0 2px; }
-p { margin: 4px 0 12px; color: var(--soft); }
+p, details { margin: 4px 0 12px; color: var(--soft); overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line);
   white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -68,7 +68,7 @@ def tuning_page(result: TuningResult, hardware: HardwareSpec) -> str:
         f"<title>Tuning report</title><style>{_STYLE}</style></head><body>"
         f"<h1>Tuning report</h1><p>{escape(machine)}. {escape(result.headline)}.</p>"
         f"{_whole(result)}"
-        f"{_overview(result)}{body}</body></html>\n"
+        f"{_overview(result)}{_orders(result)}{body}</body></html>\n"
     )
 
 
@@ -79,8 +79,20 @@ def _whole(result: TuningResult) -> str:
         sentences.append(f"Times are no times here: they count {result.counts}")
     if result.losses:
         sentences.append(f"no form is as fast as dense for {', '.join(result.losses)}")
-    told = "".join(f"<p><strong>{escape(sentence)}.</strong></p>" for sentence in sentences)
-    return told + "".join(f"<p>{escape(order)}.</p>" for order in result.orders)
+    return "".join(f"<p><strong>{escape(sentence)}.</strong></p>" for sentence in sentences)
+
+
+def _orders(result: TuningResult) -> str:
+    """Which order hidden features take, what each took; the blocks of each layer on demand."""
+    if not result.orders:
+        return ""
+    told = []
+    for order in result.orders:
+        said, _, blocks = order.partition("; execution blocks: ")
+        rows = "".join(f"<li>{escape(block)}</li>" for block in blocks.split("; ") if block)
+        more = f"<details><summary>execution blocks</summary><ul>{rows}</ul></details>"
+        told.append(f"<p>{escape(said)}.</p>{more if rows else ''}")
+    return f"<section><h2>Order of hidden features</h2>{''.join(told)}</section>"
 
 
 def _overview(result: TuningResult) -> str:
@@ -205,8 +217,7 @@ def _convergence(layer: LayerSummary) -> str:
 
 def _roofline(layer: LayerSummary, hardware: HardwareSpec) -> str:
     """GFLOP/s against FLOP per byte, under what arithmetic and memory allow."""
-    peak = hardware.peak_gflops.get("float32", max(hardware.peak_gflops.values()))
-    peak *= hardware.cores
+    peak = hardware.peak_gflops[layer.precision] * hardware.cores
     roofs = {"memory": hardware.memory_gbps}
     roofs["last cache"] = max(hardware.memory_gbps, hardware.cache_gbps[-1] * hardware.cores)
     reached = [(p, p.flops / p.bytes, p.flops / p.seconds / 1e9) for p in layer.curve if p.flops]
@@ -229,7 +240,7 @@ def _roofline(layer: LayerSummary, hardware: HardwareSpec) -> str:
         else:  # under the roof's end, left of the slope's
             plot.text(px - 14, py + 14, words, "end")
     px, py = plot.at(x.high, peak)
-    plot.text(px, py - 5, f"peak {peak:.0f} GFLOP/s", "end")
+    plot.text(px, py - 5, f"{layer.precision} peak {peak:.0f} GFLOP/s", "end")
     for point, intensity, rate in reached:
         plot.dot(intensity, rate, point.form, _tip(point, rate))
     return plot.svg(f"roofline of {layer.name}")

@@ -26,13 +26,15 @@ def share_of_roofline(layer: Layer, record: TuningRecord) -> float | None:
 
 def problem_in(layer: Layer, variant: Variant) -> Problem:
     """The layer's problem in the form and block of a candidate."""
+    return problems_of(layer)[variant.form, variant.block]
+
+
+def problems_of(layer: Layer) -> dict[tuple[str, tuple[int, int]], Problem]:
+    """The layer's problem in each form and block that it has."""
     from bscompile.targets.planner import candidates
 
-    for candidate in candidates(layer.op, layer.problem):
-        problem = candidate.problem
-        if (problem.form, problem.block) == (variant.form, variant.block):
-            return problem
-    raise ValueError(f"{layer.op.name} does not come as {variant.label}")
+    problems = (candidate.problem for candidate in candidates(layer.op, layer.problem))
+    return {(problem.form, problem.block): problem for problem in problems}
 
 
 def roofline_seconds(problem: Problem, hardware: HardwareSpec) -> float:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from bscompile.dialect import Weight
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.tuning.record import OK, TuningRecord
-from bscompile.tuning.roofline import flops, problem_in, share_of_roofline, traffic_bytes
+from bscompile.tuning.roofline import flops, problems_of, share_of_roofline, traffic_bytes
 from bscompile.tuning.session import LayerOutcome
-from bscompile.tuning.variants import all_variants
 
 _MAP_SIDE = 96  # cells of a sparsity map, at most, on each side
 
@@ -52,6 +51,7 @@ class LayerSummary:
         uses: Layers of the model that pose it.
         shape: (out, in).
         rows: Rows of x that were run.
+        precision: What it is multiplied in, such as ``float32``.
         found: Form in which it was recognised.
         trained_block: Block in which it was recognised.
         density: Share of live blocks.
@@ -72,6 +72,7 @@ class LayerSummary:
     uses: int
     shape: tuple[int, int]
     rows: int
+    precision: str
     found: str
     trained_block: tuple[int, int]
     density: float
@@ -188,6 +189,7 @@ def _summary(outcome: LayerOutcome) -> LayerSummary:
         uses=layer.uses,
         shape=layer.op.shape,
         rows=problem.rows,
+        precision=problem.dtype,
         found=problem.form,
         trained_block=problem.block,
         density=_density(layer.op.weight),
@@ -195,7 +197,7 @@ def _summary(outcome: LayerOutcome) -> LayerSummary:
         config=str(winner.variant) if winner else "",
         seconds=winner.time if winner else None,
         dense_seconds=best.dense.time if best else None,
-        model_seconds=_model_seconds(outcome, records),
+        model_seconds=_model_seconds(records),
         roofline=share_of_roofline(layer, winner) if winner else None,
         statuses=dict(Counter(record.status for record in trials)),
         curve=_curve(outcome, records),
@@ -205,10 +207,14 @@ def _summary(outcome: LayerOutcome) -> LayerSummary:
     )
 
 
-def _model_seconds(outcome: LayerOutcome, records: Iterable[TuningRecord]) -> float | None:
-    """What the cost model's first choice takes, beside the finalists where it was one."""
-    favourite = next(iter(all_variants(outcome.layer)), None)
-    measured = [r for r in records if r.status == OK and r.variant == favourite]
+def _model_seconds(records: Iterable[TuningRecord]) -> float | None:
+    """What the cost model's first choice takes, beside the finalists where it was one.
+
+    Every search tries it, so it is the one of which least is expected.
+    """
+    everything = tuple(records)
+    least = min((r.variant.expected for r in everything), default=0.0)
+    measured = [r for r in everything if r.status == OK and r.variant.expected == least]
     measured.sort(key=lambda record: (record.final, record.run))
     return measured[-1].time if measured else None
 
@@ -218,9 +224,10 @@ def _curve(outcome: LayerOutcome, records: Iterable[TuningRecord]) -> tuple[Poin
     for record in sorted(records, key=lambda record: record.time):
         if record.status == OK:
             fastest.setdefault(record.variant.label, record)
+    problems = problems_of(outcome.layer)
     points = []
     for record in fastest.values():
-        problem = problem_in(outcome.layer, record.variant)
+        problem = problems[record.variant.form, record.variant.block]
         points.append(
             Point(
                 record.variant.label,

@@ -172,6 +172,55 @@ def test_features_of_heads_are_ordered_within_their_head(price):
     assert not any("head" in note.text for note in step.refused)
 
 
+def test_heads_narrower_than_a_block_are_moved_whole(price):
+    """16 heads of 4 features, blocks of 16: four heads that belong together were torn apart."""
+    heads, width = 16, 4
+    size = heads * width
+    order = np.random.default_rng(0).permutation(heads)
+    cells = (order[:, None] * width + np.arange(width)).reshape(-1)
+    plain = [blocky((64, size), (16, 16), 0.3, seed=s) for s in range(3)]
+    plain.append(blocky((size, 64), (16, 16), 0.3, seed=3))
+    torn = [*(w[:, cells] for w in plain[:3]), plain[3][cells]]
+    weights = {
+        **dict(zip(("wq", "wk", "wv", "wo"), torn, strict=True)),
+        "heads": np.array([2, 64, heads, width]), "whole": np.array([2, 64, size]),
+        "half": np.float32([0.5]),
+    }  # fmt: skip
+    text = ATTENTION.format(scale="q3 = Mul(q2, half)")
+    step, layers, _ = run(text, weights, {"x": dense(2, 64, 64)}, price)
+    (note,) = step.applied
+    assert note.text.startswith(f"another order of {heads} features")
+    counts = [
+        sum(BlockSparseMatrix.from_dense(w, (16, 16)).nnzb for w in weights)
+        for weights in (
+            [dense_weight(layer.weight) for layer in layers],
+            [w.T for w in plain],
+            [w.T for w in torn],
+        )
+    ]
+    assert counts[0] == counts[1] < 0.7 * counts[2]
+
+
+def test_a_bias_of_its_own_for_each_head_moves_along_or_keeps_them(price):
+    """Scores get a constant [heads, s, s]: it is reordered; one of [heads, 1, width] keeps them."""
+    heads, width = 16, 4
+    cells = np.random.default_rng(1).permutation(heads)
+    cells = (cells[:, None] * width + np.arange(width)).reshape(-1)
+    weights = {
+        "wq": blocky((64, 64), (16, 16), 0.3)[:, cells],
+        "wk": blocky((64, 64), (16, 16), 0.3, seed=1)[:, cells],
+        "wv": blocky((64, 64), (16, 16), 0.3, seed=2)[:, cells],
+        "wo": blocky((64, 64), (16, 16), 0.3, seed=3)[cells],
+        "heads": np.array([2, 64, heads, width]), "whole": np.array([2, 64, 64]),
+        "each": dense(1, heads, 64, 64, seed=8), "half": np.float32([0.5]),
+    }  # fmt: skip
+    text = ATTENTION.format(scale="q3 = Mul(q2, half)").replace(
+        "p = Softmax <axis = -1> (s)", "t = Add(s, each)  p = Softmax <axis = -1> (t)"
+    )
+    step, _, _ = run(text, weights, {"x": dense(2, 64, 64)}, price)
+    assert len(step.applied) == 1
+
+
 def test_a_constant_that_tells_the_features_of_a_head_apart_blocks_it(price):
     text = ATTENTION.format(scale="q3 = Mul(q2, each)")
     weights = attention() | {"each": dense(64, seed=8)}

@@ -190,13 +190,18 @@ def test_weights_that_no_cache_holds_are_asked_for_ahead(machine, form, rng):
     small, large = (
         rng.standard_normal((outputs, 1030)).astype(np.float32) for outputs in (40, 2100)
     )
-    texts = []
-    for dense in (small, large):
+    asked = {}
+    for name, dense in (("small", small), ("large", large)):
         weight = dense if form == "dense" else BlockSparseMatrix.from_dense(dense, (16, 16))
         op = LinearOp("layer", weight)
         problem = problem_of(op, 1, np.dtype(np.float32))
         template = machine.template(form)
-        config = template.space(problem, machine.hardware)[0]
-        texts.append(str(template.build(problem, weight, config, machine.hardware).prim_func))
-        check(machine, form, op, 1, rng, config)
-    assert ["llvm.prefetch" in text for text in texts] == [False, True]
+        space = template.space(problem, machine.hardware)
+        same = [c for c in space if {**c, "ahead": 0} == {**space[0], "ahead": 0}]
+        for config in same:
+            func = template.build(problem, weight, config, machine.hardware).prim_func
+            asked[name, config["ahead"]] = "llvm.prefetch" in str(func)
+            check(machine, form, op, 1, rng, config)
+    assert asked == {
+        ("small", 16): False, ("large", 16): True, ("large", 4): True, ("large", 0): False,
+    }  # fmt: skip

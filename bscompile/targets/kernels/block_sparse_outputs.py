@@ -11,6 +11,7 @@ from bscompile.dialect.precision import itemsize
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Config, HardwareSpec, Image, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing import pack_block_rows, widens
+from bscompile.targets.kernels.prefetch import ahead_of, distances
 from bscompile.targets.kernels.roofline import (
     LOOP,
     TILE,
@@ -29,7 +30,7 @@ MAX_HEIGHT = 64  # taller blocks would not leave registers for more than a few r
 
 
 class BlockSparseOutputs(KernelTemplate):
-    """Configuration: ``rows`` per tile, ``tasks``, ``split`` and ``outer`` (see the kernel)."""
+    """Configuration: ``rows`` per tile, ``tasks``, ``split``, ``outer``, ``ahead`` in KB."""
 
     name = "block_sparse_outputs"
     reads_images = True
@@ -41,14 +42,16 @@ class BlockSparseOutputs(KernelTemplate):
             return ()
         lanes = lanes_of(hardware)
         vectors = len(pieces(bh, lanes))
+        weight_bytes = itemsize(problem.dtype) * problem.nnzb * bh * problem.block[1]
         configs = [
-            {"rows": rows, "tasks": tasks, "split": split, "outer": outer}
+            {"rows": rows, "tasks": tasks, "split": split, "outer": outer, "ahead": ahead}
             for rows in (1, 2, 4, 6, 8)  # more rows collide in the nearest cache
             if rows == 1 or rows * vectors <= registers_of(hardware)
             if rows <= max(1, problem.rows)
             for tasks in task_counts(hardware)
             for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
             for outer in ("rows", "outputs")
+            for ahead in distances(weight_bytes, problem.m, rows)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
@@ -57,7 +60,7 @@ class BlockSparseOutputs(KernelTemplate):
         rows, tasks = int(config["rows"]), int(config["tasks"])
         lanes, (bh, bw) = lanes_of(hardware), problem.block
         tiles, block_rows = row_tiles(problem, rows), -(-problem.n // bh)
-        units = problem.nnzb * (bw * input_units(rows, bh, lanes) + LOOP)
+        units = problem.nnzb * (bw * input_units(rows, bh, lanes) + min(1.0, rows / 4) * LOOP)
         units += block_rows * (TILE + store_units(problem, rows, bh, lanes))
         by_rows = config["split"] == "rows"
         share = even(tiles if by_rows else block_rows, tasks)
@@ -93,6 +96,7 @@ class BlockSparseOutputs(KernelTemplate):
             tasks=tasks,
             split=str(config["split"]),
             outer=str(config["outer"]),
+            ahead=ahead_of(config),
         )
         return Kernel(func, operands)
 

@@ -18,6 +18,7 @@ from bscompile.targets.base import (
     Problem,
 )
 from bscompile.targets.kernels.packing import stored, widens
+from bscompile.targets.kernels.prefetch import ahead_of, distances
 from bscompile.targets.kernels.roofline import (
     COLLIDE,
     TILE,
@@ -34,7 +35,7 @@ from bscompile.targets.kernels.roofline import (
 
 
 class DenseTemplate(KernelTemplate):
-    """Configuration: ``rows`` per tile, ``width`` of a panel in outputs, ``tasks``."""
+    """Configuration: ``rows`` per tile, ``width`` of a panel in outputs, ``tasks``, ``ahead``."""
 
     name = "dense"
     reads_images = True
@@ -45,12 +46,14 @@ class DenseTemplate(KernelTemplate):
             return ()
         lanes = lanes_of(hardware)
         widths = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
+        weight_bytes = itemsize(problem.dtype) * problem.n * problem.k
         configs = [
-            {"rows": rows, "width": width, "tasks": tasks}
+            {"rows": rows, "width": width, "tasks": tasks, "ahead": ahead}
             for width in widths
             for rows in (1, 2, 4, 6, 8, 12)
             if rows * width <= registers_of(hardware) * lanes and rows <= max(1, problem.rows)
             for tasks in task_counts(hardware)
+            for ahead in distances(weight_bytes, problem.m, rows)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
@@ -83,7 +86,9 @@ class DenseTemplate(KernelTemplate):
 
         panels = pack_panels(stored(dense_weight(weight), problem.dtype), int(config["width"]))
         operands = (("panels", panels),)
-        func = dense.generate(problem, operands, **_tiling(config, hardware))
+        func = dense.generate(
+            problem, operands, **_tiling(config, hardware), ahead=ahead_of(config)
+        )
         return Kernel(func, operands)
 
     def build_conv(

@@ -15,6 +15,7 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
+from bscompile.targets.kernels.prefetch import USUAL, comes_from_memory
 from bscompile.targets.kernels.vectors import pieces
 
 UNROLL = 16  # inputs of a block that are unrolled; wider blocks loop
@@ -29,6 +30,7 @@ def generate(
     tasks: int,
     split: str,
     outer: str,
+    ahead: int,
 ) -> Any:
     """The kernel.
 
@@ -42,8 +44,9 @@ def generate(
         split: What the tasks share: ``outputs`` by bounds, or ``rows``.
         outer: Which loop is outside: ``rows`` keeps a tile of x in the nearest cache and streams
             the weights, ``outputs`` the other way round.
+        ahead: Bytes to ask ahead where weights come from memory; 0 for not asking.
     """
-    nest = Nest(problem, operands, lanes, tasks, split, outer)
+    nest = Nest(problem, operands, lanes, tasks, split, outer, ahead)
 
     def body(args: Arguments) -> None:
         emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, r))
@@ -62,13 +65,14 @@ class Nest:
         tasks: int,
         split: str,
         outer: str,
+        ahead: int = USUAL << 10,
     ) -> None:
         self._values = operands[0][1]
         _, self._bw, self._bh = self._values.shape
         self._block_rows = len(operands[2][1]) - 1
         self._overhang = self._block_rows * self._bh - problem.n
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
-        self._vectors = pieces(self._bh, lanes)
+        self._vectors, self._ahead = pieces(self._bh, lanes), ahead
 
     def emit(self, args: Arguments, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
@@ -106,8 +110,9 @@ class Nest:
         with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
-            if emit.comes_from_memory(self._values, args.m, rows):
-                emit.fetch_ahead(values, block * (self._bw * self._bh), self._bw * self._bh)
+            if self._ahead and comes_from_memory(self._values.nbytes, args.m, rows):
+                size = self._bw * self._bh
+                emit.fetch_ahead(values, block * size, size, self._ahead)
             loops = self._bw // UNROLL if self._bw > UNROLL else 0
             if loops:
                 with T.serial(0, T.int64(loops)) as step:

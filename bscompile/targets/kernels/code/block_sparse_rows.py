@@ -19,7 +19,8 @@ from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish, finish_tile
 from bscompile.targets.kernels.code.transpose import transpose_rows, transposed
 
-_UNROLL = 8  # inputs of a block that are unrolled; wider blocks loop
+_UNROLL = 4  # inputs of a block that are unrolled; wider blocks loop. More never helped, and
+# LLVM makes slow code of two steps of eight on four vectors.
 _CHUNK = 64  # outputs that are transposed back together, at least
 
 

@@ -15,6 +15,7 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
+from bscompile.targets.kernels.prefetch import comes_from_memory
 from bscompile.targets.kernels.vectors import pieces
 
 CHAINS = 8  # independent sums that hide the latency of the multiply-add
@@ -28,6 +29,7 @@ def generate(
     rows: int,
     lanes: int,
     tasks: int,
+    ahead: int,
 ) -> Any:
     """The kernel for panels [panels, k, width].
 
@@ -37,6 +39,7 @@ def generate(
         rows: Rows of x per tile.
         lanes: Elements of one vector.
         tasks: Parallel tasks; they share (panel, row tile) pairs equally.
+        ahead: Bytes to ask ahead where weights come from memory; 0 for not asking.
     """
     panels, k, width = operands[0][1].shape
 
@@ -74,9 +77,9 @@ def generate(
                 for at, size in vectors:
                     emit.store(acc, emit.constant(0.0, size), at, lanes=size)
         with T.serial(0, T.int64(k // UNROLL)) as step:
-            if emit.comes_from_memory(operands[0][1], args.m, tile_rows):
+            if ahead and comes_from_memory(operands[0][1].nbytes, args.m, tile_rows):
                 at = (panel * k + step * UNROLL) * width
-                emit.fetch_ahead(weights, at, UNROLL * width)
+                emit.fetch_ahead(weights, at, UNROLL * width, ahead)
             for u in range(UNROLL):
                 accumulate(sums[u % split], step * UNROLL + u)
         for u in range(k % UNROLL):

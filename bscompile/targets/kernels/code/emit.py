@@ -28,8 +28,6 @@ from bscompile.targets.tir_passes import SIZED
 Expr = Any  # a TIR expression or an int
 Buffer = Any
 
-FAR = 8 << 20  # bytes of a weight that no cache will hold from one call to the next
-AHEAD = 16 << 10  # bytes; from 8 to 16 KB serve blocks of every size about as well
 _LINE = 64  # bytes of a cache line
 
 
@@ -287,17 +285,8 @@ def weights(buffer: Buffer, *index: Expr, lanes: int) -> Expr:
     return T.reinterpret(f"float32{shape}", bits)
 
 
-def comes_from_memory(weight: Array, m: Expr, rows: int) -> bool:
-    """Whether a kernel should ask ahead for its weights.
-
-    It should where they come from memory, not from a cache that still holds them from the last
-    call, and are read once a call: by tiles of ``rows`` rows, the only ones or single.
-    """
-    return weight.nbytes >= FAR and (rows == 1 or (isinstance(m, int) and m == rows))
-
-
-def fetch_ahead(buffer: Buffer, at: Expr, count: int) -> None:
-    """Bring elements of a flattened buffer into the second cache, those AHEAD bytes after ``at``.
+def fetch_ahead(buffer: Buffer, at: Expr, count: int, ahead: int) -> None:
+    """Bring elements of a flattened buffer into the second cache, some way after ``at``.
 
     Past its end is fine. A core waits for memory with as many loads under way as its nearest cache
     keeps book of, and follows its own guesses no further than a page; asking further ahead for
@@ -307,10 +296,11 @@ def fetch_ahead(buffer: Buffer, at: Expr, count: int) -> None:
         buffer: Read once, from front to back.
         at: Where the reader is, in elements.
         count: Elements until it asks again.
+        ahead: Bytes from ``at`` to what is asked for.
     """
     size = np.dtype(str(buffer.dtype)).itemsize
     for line in range(0, count * size, _LINE):
-        address = buffer.access_ptr("r", offset=at + (AHEAD + line) // size)
+        address = buffer.access_ptr("r", offset=at + (ahead + line) // size)
         wanted = [T.int32(0), T.int32(2), T.int32(1)]  # to read, into the second cache, data
         T.evaluate(T.call_llvm_intrin("llvm.prefetch", address, *wanted, dtype="void"))
 

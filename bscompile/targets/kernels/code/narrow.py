@@ -23,9 +23,11 @@ from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
+from bscompile.targets.kernels.prefetch import USUAL, comes_from_memory
 from bscompile.targets.kernels.vectors import pieces
 
 UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
+_AHEAD = USUAL << 10  # bytes to ask ahead
 _CHAINS = 8  # independent sums that hide the latency of the instruction
 
 
@@ -141,14 +143,16 @@ class Nest:
             start = T.bind(T.cast(starts[block], "int64"))
             loops = self._steps // UNROLL if self._steps > UNROLL else 0
             length = int(values.shape[2])
-            ahead = emit.comes_from_memory(self._values, args.m, rows)
+            ahead = comes_from_memory(self._values.nbytes, args.m, rows)
             if ahead and not loops:
-                emit.fetch_ahead(values, block * (self._steps * length), self._steps * length)
+                emit.fetch_ahead(
+                    values, block * (self._steps * length), self._steps * length, _AHEAD
+                )
             if loops:
                 with T.serial(0, T.int64(loops)) as outer:
                     if ahead:
                         at = (block * self._steps + outer * UNROLL) * length
-                        emit.fetch_ahead(values, at, UNROLL * length)
+                        emit.fetch_ahead(values, at, UNROLL * length, _AHEAD)
                     for u in range(UNROLL):
                         accumulate(sums[u % chains], block, start, outer * UNROLL + u)
             for step in range(loops * UNROLL, self._steps):
