@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from bscompile.dialect import LinearOp
     from bscompile.passes.choice import OrderJudge, Planner
     from bscompile.report import Report
-    from bscompile.targets.base import FormChoice, TargetContext
+    from bscompile.targets.base import TargetContext
+    from bscompile.targets.choices import FormChoice
     from bscompile.targets.lowering import Lowered
     from bscompile.tuning.measurer import Layer
 

@@ -11,11 +11,14 @@ that any of them needs, which is what an execution block of that height stores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.int64]
+Sizes = npt.NDArray[np.float64]
 
 _LEVELS = 6  # up to runs of 64
 _COLUMNS = 1 << 14  # of a support that are looked at; more are sampled
@@ -28,12 +31,24 @@ def by_similarity(supports: Mask, cell: int) -> Index:
         supports: bool [features, columns].
         cell: Features that stay together, in their place: an order is found in each cell.
     """
-    return _cell_by_cell(_sampled(supports), cell, _paired_order)
+    looked_at = _sampled(supports)
+    return _cell_by_cell(len(supports), cell, lambda part: _paired_order(looked_at[part]))
 
 
-def by_equality(supports: Mask, cell: int) -> Index:
-    """The order that puts features of equal support side by side and changes no more."""
-    return _cell_by_cell(supports, cell, _equal_order)
+def by_equality(supports: Mask, cell: int, sizes: Sizes | None = None) -> Index:
+    """The order that puts features of equal support side by side.
+
+    Args:
+        supports: bool [features, columns].
+        cell: Features that stay together, in their place.
+        sizes: float [features]: features of equal support by rising size; None leaves them in
+            the order that they have among themselves. Rows of one Kronecker term A ⊗ B keep
+            the order of B's in every block so, since |A| scales all of a block alike.
+    """
+    sizes = np.zeros(len(supports)) if sizes is None else sizes
+    return _cell_by_cell(
+        len(supports), cell, lambda part: _equal_order(supports[part], sizes[part])
+    )
 
 
 def runs_needed(supports: Mask, order: Index, run: int) -> int:
@@ -43,10 +58,10 @@ def runs_needed(supports: Mask, order: Index, run: int) -> int:
     return int(np.bitwise_count(united).sum(dtype=np.int64))
 
 
-def _cell_by_cell(supports: Mask, cell: int, order_of: object) -> Index:
-    assert callable(order_of)
+def _cell_by_cell(features: int, cell: int, order_of: Callable[[slice], Index]) -> Index:
     parts = [
-        start + order_of(supports[start : start + cell]) for start in range(0, len(supports), cell)
+        start + order_of(slice(start, min(start + cell, features)))
+        for start in range(0, features, cell)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -59,9 +74,9 @@ def _sampled(supports: Mask) -> Mask:
     return np.ascontiguousarray(supports[:, chosen])
 
 
-def _equal_order(supports: Mask) -> Index:
+def _equal_order(supports: Mask, sizes: Sizes) -> Index:
     """Classes of equal supports in the order of their first members."""
-    members = [member for same in _classes(supports) for member in same]
+    members = [m for same in _classes(supports) for m in sorted(same, key=sizes.__getitem__)]
     return np.array(members, np.int64)
 
 

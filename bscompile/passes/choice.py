@@ -48,7 +48,7 @@ class Way(Protocol):
 
 
 class Bucket(Way, Protocol):
-    """The way for some numbers of rows; ``targets.base.BucketChoice`` is one."""
+    """The way for some numbers of rows; ``targets.choices.BucketChoice`` is one."""
 
     @property
     def rows(self) -> int:
@@ -60,7 +60,7 @@ class Bucket(Way, Protocol):
 
 
 class Choice(Way, Protocol):
-    """The whole answer; ``targets.base.FormChoice`` is one."""
+    """The whole answer; ``targets.choices.FormChoice`` is one."""
 
     @property
     def weight(self) -> Weight:

@@ -22,15 +22,12 @@ from bscompile.passes.shrink_plan import layers_of
 
 Index = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Sizes = npt.NDArray[np.float64]
 
 FINEST = (4, 4)  # blocks that a weight without blocks of its own is cut into
 _SPARSE = 0.5  # share of zeros from which an order can pay
 _LESS = 0.8  # of the columns that runs needed before, at most, for a proposal to be priced
 _RUNS = (4, 8, 16, 32)
-_ORDERS = {
-    "equal supports side by side": by_equality,
-    "similar supports side by side": by_similarity,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +73,7 @@ class Layers:
         self._blocky = [isinstance(op.weight, BlockSparseMatrix) for op in ops]
         self._whole = [_in_whole_blocks(op.weight) for op in ops]
         self._supports = [_support(op.weight) for op in ops]
+        self._sizes = [_sizes(op.weight) for op in ops]
         self._priced: dict[tuple[Any, ...], tuple[float, Choice, BlockPattern]] = {}
 
     def is_sparse(self, place: int) -> bool:
@@ -92,6 +90,10 @@ class Layers:
         assert packed is not None
         bits, shape = packed
         return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
+
+    def sizes(self, place: int) -> tuple[Sizes, Sizes]:
+        """(Σ W² of each row, of each column) of a sparse layer."""
+        return self._sizes[place]
 
     def total(self, groups: list[OrderGroup], orders: dict[int, Index]) -> float:
         """Seconds of all sparse layers around some groups, those in ``orders`` reordered."""
@@ -225,16 +227,18 @@ def _against(group: FeatureGroup, layers: Layers) -> str | None:
 def _order_group(
     group: FeatureGroup, layers: Layers, start: tuple[int, bool], run: int = 1
 ) -> OrderGroup:
-    layouts, supports = {}, []
+    layouts, supports, sizes = {}, [], np.ones(group.size)
     for end in layers_of(group):
         place = layers.place[end.node]
         layouts[place] = (end.outputs, end.taps if end.reads else 0)
         if not layers.is_sparse(place):
             continue
-        mask = layers.support(place)
+        mask, (of_rows, of_columns) = layers.support(place), layers.sizes(place)
         if end.outputs is not None:
+            sizes *= _relative(of_rows.reshape(group.size, -1).sum(axis=1))
             supports.append(mask.reshape(group.size, run, -1).any(axis=1))
         if end.reads:
+            sizes *= _relative(of_columns.reshape(group.size, -1).sum(axis=1))
             columns = mask.reshape(len(mask), group.size, end.taps).transpose(1, 0, 2)
             whole = run > 1  # a head has its support wherever one of its features does
             supports.append(columns.any(axis=2) if whole else columns.reshape(group.size, -1))
@@ -242,18 +246,26 @@ def _order_group(
     sparse = frozenset(place for place in layouts if layers.is_sparse(place))
     scattered = any(not layers.in_whole_blocks(place) for place in sparse)
     runs = tuple(entries // run for entries in _RUNS if entries % run == 0 and entries > run)
-    proposals = _proposals(together, group.cell, scattered, runs)
+    proposals = _proposals(together, sizes, group.cell, scattered, runs)
     return OrderGroup(group.size, sparse, start, proposals, layouts, run)
 
 
+def _relative(sizes: Sizes) -> Sizes:
+    """Sizes of about one, so that products of many stay finite."""
+    return sizes / max(float(sizes.mean()), np.finfo(np.float64).tiny)
+
+
 def _proposals(
-    supports: Mask, cell: int, scattered: bool, runs: tuple[int, ...]
+    supports: Mask, sizes: Sizes, cell: int, scattered: bool, runs: tuple[int, ...]
 ) -> dict[str, Index]:
     """Orders after which runs need fewer columns; layers in blocks need a larger gain."""
     as_it_is = np.arange(len(supports))
     proposals = {}
-    for name, order_by in _ORDERS.items():
-        order = order_by(supports, cell)
+    orders = {
+        "equal supports side by side": by_equality(supports, cell, sizes),
+        "similar supports side by side": by_similarity(supports, cell),
+    }
+    for name, order in orders.items():
         ratios = [
             runs_needed(supports, order, run) / max(1, runs_needed(supports, as_it_is, run))
             for run in runs
@@ -265,6 +277,15 @@ def _proposals(
 
 def _in_whole_blocks(weight: Weight) -> bool:
     return isinstance(weight, BlockSparseMatrix) and min(weight.block) > 1
+
+
+def _sizes(weight: Weight) -> tuple[Sizes, Sizes]:
+    """(Σ W² of each row, of each column); nothing for factors."""
+    if isinstance(weight, KroneckerSum):
+        return np.zeros(0), np.zeros(0)
+    dense = dense_weight(weight)
+    rows = np.einsum("nk,nk->n", dense, dense, dtype=np.float64)
+    return rows, np.einsum("nk,nk->k", dense, dense, dtype=np.float64)
 
 
 def _support(weight: Weight) -> tuple[npt.NDArray[np.uint8], tuple[int, int]] | None:

@@ -10,6 +10,8 @@ may show only when both sides of a layer are in order. What counts is the time o
 around: measured where somebody has, else as the target's planner expects it (order_plans.py). An
 order that saves less than a few per cent is not taken.
 
+Factors that such a shuffle hid, of one Kronecker term, are found again in the new order.
+
 Refuses: groups that the graph's border or another operator sees; factorized layers, whose
 factors another order would destroy.
 """
@@ -30,15 +32,18 @@ from bscompile.dialect import (
     tensor_inputs,
 )
 from bscompile.dialect.precision import PRECISIONS
-from bscompile.formats import BlockSparseMatrix
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.formats.detect import BlockPattern
+from bscompile.formats.recover import recover_kronecker
 from bscompile.passes.base import GraphPass
 from bscompile.passes.choice import OrderJudge, Planner, not_measured
 from bscompile.passes.graph import replace
 from bscompile.passes.order_plans import OrderPlan, decide
 from bscompile.passes.order_search import Layers, OrderGroup, find_groups, regroup
+from bscompile.passes.recognise_factorized import found_kronecker
 from bscompile.passes.select_features import select_features
 from bscompile.passes.shrink_plan import layers_of
+from bscompile.passes.widen_float16 import WAS_FLOAT16_KEY
 
 Index = npt.NDArray[np.int64]
 
@@ -57,9 +62,11 @@ class PermuteFeatures(GraphPass):
     ) -> None:
         super().__init__()
         self._price, self._dtype, self._judge = price, PRECISIONS[precision], judge
+        self._half = False  # whether the model came in float16
 
     def rewrite(self, model: ir.Model) -> bool:
         """Order every group of which it pays."""
+        self._half = WAS_FLOAT16_KEY in model.metadata_props
         layers = Layers(model.graph, self._price, self._dtype)
         groups, refusals = find_groups(model.graph, layers)
         for name, reason in refusals:
@@ -126,7 +133,12 @@ class PermuteFeatures(GraphPass):
             if not pattern.is_block_sparse:
                 reason = f"zeros gathered into {blocks[0]}x{blocks[1]} blocks by another order"
                 pattern = BlockPattern("block", blocks, weight.density, pattern.zeros, reason)
-            op = op.with_weight(weight)
+            factors = recover_kronecker(weight, accept_rounded=self._half)
+            if isinstance(factors, KroneckerSum):
+                pattern = found_kronecker(factors)
+                op = op.with_weight(factors)
+            else:
+                op = op.with_weight(weight)
         x = node.inputs[0]
         assert x is not None
         made = make_node(op, graph, x, tuple(tensor_inputs(node)), node.outputs[0])

@@ -20,14 +20,13 @@ from bscompile.dialect import LinearOp
 from bscompile.errors import UsageError
 from bscompile.formats import KroneckerSum
 from bscompile.targets.base import (
-    BucketChoice,
     Config,
-    FormChoice,
     KernelTemplate,
     Problem,
     TargetContext,
     problem_of,
 )
+from bscompile.targets.choices import BucketChoice, FormChoice
 
 #: Rows that a model with symbolic rows is planned for, beside the typical ones.
 BUCKETS = (1, 8, 32, 128, 1024)

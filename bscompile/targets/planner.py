@@ -19,13 +19,13 @@ from bscompile.errors import TargetError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import (
     Config,
-    FormChoice,
     KernelTemplate,
     Problem,
     TargetContext,
     problem_of,
 )
 from bscompile.targets.buckets import Admits, plan_buckets
+from bscompile.targets.choices import FormChoice
 
 _SIDES = (4, 8, 16, 32)  # of the execution blocks tried beside the trained one
 _MARGIN = 0.95  # a sparse form must be expected to save this much to replace dense

@@ -14,8 +14,9 @@ import numpy as np
 
 from bscompile.dialect import LinearOp
 from bscompile.passes.choice import Posed
-from bscompile.targets.base import FormChoice, TargetContext
+from bscompile.targets.base import TargetContext
 from bscompile.targets.buckets import bucket_rows, typical_rows
+from bscompile.targets.choices import FormChoice
 from bscompile.targets.planner import plan
 from bscompile.tuning.database import Database
 from bscompile.tuning.measurer import Layer

@@ -12,8 +12,9 @@ import numpy as np
 from bscompile.dialect import LinearOp
 from bscompile.dialect.forms import in_form
 from bscompile.passes.choice import Posed
-from bscompile.targets.base import FormChoice, TargetContext, problem_of
+from bscompile.targets.base import TargetContext, problem_of
 from bscompile.targets.buckets import Admits, plan_buckets
+from bscompile.targets.choices import FormChoice
 from bscompile.targets.planner import candidates, plan_rows
 from bscompile.tuning.database import Best, Database
 from bscompile.tuning.keys import key_of

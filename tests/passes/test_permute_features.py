@@ -10,7 +10,7 @@ import pytest
 
 from bscompile import targets
 from bscompile.dialect import FOUND_KEY, dense_weight, is_dialect, read_node
-from bscompile.formats import BlockSparseMatrix
+from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.fuse_epilogues import FuseEpilogues
 from bscompile.passes.permute_features import PermuteFeatures
 from bscompile.passes.recognise_linear import RecogniseLinear
@@ -73,6 +73,30 @@ def test_blocks_shuffled_by_a_hidden_permutation_are_recovered(price):
     np.testing.assert_array_equal(
         np.sort(dense_weight(layers[0].weight).sum(axis=1)), np.sort(shuffled[0].T.sum(axis=1))
     )
+
+
+def factorized(rng, grid, rank):
+    """W in 8x8 blocks of that many terms, none of its block rows and columns empty."""
+    live = rng.random(grid) < 0.3
+    live[0], live[:, 0] = True, True
+    a = (rng.standard_normal((rank, *grid)) * live).astype(np.float32)
+    factors = KroneckerSum(a, rng.standard_normal((rank, 8, 8)).astype(np.float32))
+    return factors.to_block_sparse().to_dense()
+
+
+@pytest.mark.parametrize(("rank", "form"), [(1, KroneckerSum), (2, BlockSparseMatrix)])
+def test_a_term_that_a_shuffle_hid_is_found_again(price, rank, form):
+    """One term on each side of the shuffled features is; two come back as blocks."""
+    rng = np.random.default_rng(0)
+    first, second = factorized(rng, (32, 8), rank), factorized(rng, (8, 32), rank)
+    order = rng.permutation(256)
+    arrays = named((first[order].T, dense(256), second[:, order].T))
+    step, layers, _ = run(FFN, arrays, {"x": dense(128, 64, seed=9)}, price)
+    assert len(step.applied) == 1
+    for layer in layers:
+        assert type(layer.weight) is form
+        assert layer.weight.block == (8, 8)
+        assert form is BlockSparseMatrix or layer.weight.rank == 1
 
 
 def test_what_is_in_order_stays(price):
