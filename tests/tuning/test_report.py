@@ -41,7 +41,8 @@ def result(context):
         outcome(hung, lambda v: 1e-4 if v.form == "dense" else Measurement(TIMEOUT, detail="no"))
     )
     found.append(LayerOutcome(all_but_dense, None, tuned_now=True))
-    return TuningResult("db.jsonl", (), summarise(found))
+    orders = ("fc1: another order of 64 features; execution blocks: fc1 8x8 9 > 3; fc2 8x8 8 > 2",)
+    return TuningResult("db.jsonl", (), summarise(found), orders=orders)
 
 
 def test_the_summary_adds_up(result):
@@ -109,6 +110,20 @@ def test_the_whole_model_and_its_losses_are_told(result, hardware, peer, said):
     assert found.to_dict()["whole"] == {"seconds": 2e-3, "onnxruntime_seconds": peer}
     assert found.to_dict()["losses"] == ["encoder.<b>&fc1"]
     assert result.losses == ()
+
+
+def test_orders_of_features_are_told_with_the_blocks_of_each_layer(result, hardware):
+    page = tuning_page(result, hardware)
+    assert "<p>fc1: another order of 64 features.</p>" in page
+    assert "<li>fc1 8x8 9 &gt; 3</li><li>fc2 8x8 8 &gt; 2</li>" in page
+
+
+def test_the_roofline_is_that_of_the_precision(result, hardware):
+    narrow = dataclasses.replace(result.layers[0], precision="bfloat16")
+    machine = dataclasses.replace(hardware, peak_gflops={"float32": 50.0, "bfloat16": 100.0})
+    page = tuning_page(dataclasses.replace(result, layers=(narrow,)), machine)
+    assert "bfloat16 peak 200 GFLOP/s" in page
+    assert "float32 peak" not in page
 
 
 def test_a_page_without_layers(hardware):
