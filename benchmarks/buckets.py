@@ -21,6 +21,7 @@ from benchmarks.peers.engines import compare
 from tests.passes.helpers import blocky, dense, model_from
 
 THREADS = 2
+OURS = ("static", "buckets", "one")
 ROWS = (1, 4, 8, 32, 100, 128, 512, 1024)
 TEXT = """g (float[batch, 768] x) => (float[batch, 768] y) {
     a = MatMul(x, w1)  h = Add(a, b1)  r = Relu(h)  z = MatMul(r, w2)  y = Add(z, b2)
@@ -42,7 +43,7 @@ def main() -> int:
         for name, buckets in (("buckets", None), ("one", ())):
             bscompile.build(model, threads=THREADS, buckets=buckets, output=folder / f"{name}.bsc")
         print(f"768->3072->768, {side}x{side} blocks, {density:.0%} live, {THREADS} threads")
-        print(f"{'rows':>5} {'static':>10} {'buckets':>10} {'one':>10}  cost of symbolic rows")
+        print(f"{'rows':>5} {'static':>10} {'buckets':>10} {'one':>10} onnxruntime     cost")
         for rows in ROWS:
             row(model, folder, rows)
     return 0
@@ -51,12 +52,13 @@ def main() -> int:
 def row(model: Path, folder: Path, rows: int) -> None:
     static = folder / "static.bsc"
     bscompile.build(model, threads=THREADS, dimensions={"batch": rows}, output=static)
-    engines = {name: ("bscompile", folder / f"{name}.bsc") for name in ("static", "buckets", "one")}
+    engines = {name: ("bscompile", folder / f"{name}.bsc") for name in OURS}
+    engines["onnxruntime"] = ("onnxruntime", model)
     feeds = {"x": np.random.default_rng(0).standard_normal((rows, 768)).astype(np.float32)}
-    times, _, errors = compare(engines, feeds, THREADS, seconds=1.5)
+    times, _, errors = compare(engines, feeds, THREADS, seconds=1.0)
     assert max(errors.values()) < 1e-4, errors
     took = {name: time.median * 1e3 for name, time in times.items()}
-    cells = " ".join(f"{took[name]:10.4f}" for name in ("static", "buckets", "one"))
+    cells = " ".join(f"{took[name]:10.4f}" for name in engines)
     print(f"{rows:5} {cells} ms  {took['buckets'] / took['static']:.3f}", flush=True)
 
 
