@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bscompile.targets.base import HardwareSpec
 from bscompile.targets.cuda.kernels.bands import BAND, STEP
+from bscompile.targets.cuda.kernels.roofline import KEPT_BACK
 
 GROUP = 128  # threads of a warpgroup
 STAGED_ROWS = 16  # of x, that a warpgroup stores at a time
@@ -13,7 +14,6 @@ STAGED_PITCH = 64 + 4  # floats of a staged row: no two lanes of a warp then wri
 _REGISTERS = 65536  # of a processor
 _LOADING = 40  # registers of a thread that loads; its warpgroup gives the others away
 _BESIDE_SUMS = 32  # registers that wgmma's threads need beside their sums
-_KEPT_BACK = 1024  # bytes of shared memory that the system takes for each block
 _NEIGHBOURS = 16  # processors that share clusters, at least: those of a GPC
 
 
@@ -82,10 +82,10 @@ class BandShape:
 
     def fits(self, hardware: HardwareSpec, resident: int = 1) -> bool:
         """Whether a processor can hold that many such blocks."""
-        memory = hardware.group_bytes + _KEPT_BACK
+        memory = hardware.group_bytes + KEPT_BACK
         return (
             self.columns <= 256
-            and resident * (self.shared_bytes + _KEPT_BACK) <= memory
+            and resident * (self.shared_bytes + KEPT_BACK) <= memory
             and self._launched(resident) >= self.columns // 2 + _BESIDE_SUMS
         )
 

@@ -15,6 +15,8 @@ WGMMA_SHARE = 0.8  # of the tensor cores' peak: what the power lets cuBLAS reach
 FMA_SHARE = 0.4  # of the CUDA cores' peak, with both operands in shared memory
 MEMORY_SHARE = 0.8  # of the memory's bandwidth
 STEP_SECONDS = 3e-7  # a step's way from memory to the product when nothing overlaps it
+STORE_SECONDS = 1e-7  # that 128 threads take for 16 rows of 64 outputs: some two hundred cycles
+KEPT_BACK = 1024  # bytes of shared memory that the system takes for each block
 
 
 @dataclass(frozen=True)

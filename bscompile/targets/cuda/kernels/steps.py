@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bscompile.dialect import Weight
@@ -12,6 +13,9 @@ from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate,
 from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_layer
 from bscompile.targets.cuda.kernels.roofline import (
     FMA_SHARE,
+    KEPT_BACK,
+    STEP_SECONDS,
+    STORE_SECONDS,
     Work,
     ends_bytes,
     mma_share,
@@ -25,6 +29,7 @@ HALVES = ("float16", "bfloat16")
 _PAD_BYTES = 16  # after each row of a tile in shared memory
 _MOST = 24  # configurations worth a try
 _CHUNKS = (4, 8, 16, 32)  # steps of a piece of a tile row
+_MOST_THREADS = 1024  # of a processor, with up to 64 registers each
 
 
 class StepTemplate(KernelTemplate):
@@ -156,10 +161,33 @@ class TensorCores(StepTemplate):
         return ring + rows * (tile + 4) * 4
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
-        """Expected seconds of one call, with the pass over x that makes it narrow."""
+        """Expected seconds of one call, with the pass over x that makes it narrow.
+
+        A tile's beginning and end go on beside the products of the other blocks that a processor
+        holds. So where two fit, a grid that stays would save nothing.
+        """
         rate = hardware.peak_gflops[problem.dtype] * 1e9 * mma_share(hardware)
+        work = self.work(problem, config, rate)
+        mine = work.operations / max(1, work.blocks)
+        end = self.end_seconds(config) / self.resident(problem, config, hardware)
         more = self.launches(problem, problem.dtype) - 1 + ("chunk" in config)
-        return seconds(hardware, self.work(problem, config, rate)) + more * hardware.launch_seconds
+        return (
+            seconds(hardware, replace(work, rate=mine / (mine / rate + end)))
+            + more * hardware.launch_seconds
+        )
+
+    @staticmethod
+    def end_seconds(config: Config) -> float:
+        """The ring's filling before the first product of a tile, and the way of its sums to y."""
+        stored = int(config["tile"]) * int(config["rows"]) / (1024 * _threads(config) / 128)
+        return STEP_SECONDS + stored * STORE_SECONDS
+
+    def resident(self, problem: Problem, config: Config, hardware: HardwareSpec) -> int:
+        """Blocks that a processor holds at once, by its shared memory and threads."""
+        held = self.shared_bytes(config, problem.dtype) + KEPT_BACK
+        return max(
+            1, min((hardware.group_bytes + KEPT_BACK) // held, _MOST_THREADS // _threads(config))
+        )
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -295,3 +323,7 @@ class FewRows(StepTemplate):
             split=int(config["split"]),
         )
         return Kernel(func, operands)
+
+
+def _threads(config: Config) -> int:
+    return 32 * int(config["warps_m"]) * int(config["warps_n"])

@@ -25,6 +25,7 @@ from bscompile.targets.cuda.kernels.bands import BAND, STEP, band_layout, pack_b
 from bscompile.targets.cuda.kernels.packing import expected_steps, groups_for, live_share
 from bscompile.targets.cuda.kernels.roofline import (
     STEP_SECONDS,
+    STORE_SECONDS,
     WGMMA_SHARE,
     Work,
     ends_bytes,
@@ -34,7 +35,6 @@ from bscompile.targets.cuda.kernels.steps import HALVES
 
 _ALIGNED = 8  # inputs in 16 bytes: TMA sees only matrices whose rows begin at such places
 _NARROWEST = 16  # inputs of a group: one wgmma takes as many
-_STORE_SECONDS = 1e-7  # that 16 rows take to y: some two hundred cycles
 _MEET_SECONDS = 5e-7  # of a cluster, with what is read across it
 _STAGES = (8, 6, 5, 4, 3, 2)
 #: (cluster, split): blocks on neighbouring rows, or on the steps of one tile.
@@ -77,7 +77,7 @@ class Wgmma(KernelTemplate):
         blocks = tile_rows * tiles * shape.split
         operations = kept * shape.rows * tiles / blocks  # of one: two for each pair of bytes
         # What a tile's end takes goes on beside loads and beside another block's products.
-        end = (STEP_SECONDS + shape.columns / 16 * _STORE_SECONDS) / shape.resident(hardware)
+        end = (STEP_SECONDS + shape.columns / 16 * STORE_SECONDS) / shape.resident(hardware)
         if shape.split > 1:
             end += 2 * _MEET_SECONDS
         work = Work(

@@ -78,12 +78,8 @@ class TensorCores:
                     store(line + 8 * half, 8 * piece + 2 * T.floormod(thread, 4) + i, value)
 
 
-def _step(name: str, dtype: str, inner: int, outer: int, keys: int, masked: bool) -> str:
-    """The CUDA function of one warp and one tile of keys."""
-    short, kind = ("bf16", "nv_bfloat16") if dtype == "bfloat16" else ("f16", "half")
-    pads, mask_row = TensorCores.pad, keys + 1
-    mask = "const float* mask, " if masked else ""
-    add = f" + mask[(row + 8 * (i / 2)) * {mask_row} + at]" if masked else ""
+def _instructions(name: str, short: str) -> str:
+    """Functions of one instruction each; ``short`` is PTX's name of the dtype."""
     return f"""
 __forceinline__ __device__ void {name}_load(unsigned* to, const void* from) {{
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%0, %1, %2, %3}}, [%4];"
@@ -106,7 +102,45 @@ __forceinline__ __device__ unsigned {name}_pack(float low, float high) {{
   unsigned pair;
   asm volatile("cvt.rn.{short}x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
-}}
+}}"""
+
+
+def _powers(keys: int, added: str) -> str:
+    """The scores s become powers; the row's largest score and sum go on from tile to tile."""
+    return f"""  float now[2] = {{top[0], top[1]}}, base[2], shrink[2];
+  #pragma unroll
+  for (int n = 0; n < {keys // 8}; n++)
+    #pragma unroll
+    for (int i = 0; i < 4; i++) {{
+      const int at = 8 * n + column + i % 2;
+      s[n][i] = at < left ? s[n][i] * scale{added} : lowest;
+      now[i / 2] = fmaxf(now[i / 2], s[n][i]);
+    }}
+  #pragma unroll
+  for (int half = 0; half < 2; half++) {{
+    now[half] = fmaxf(now[half], __shfl_xor_sync(0xffffffff, now[half], 1));
+    now[half] = fmaxf(now[half], __shfl_xor_sync(0xffffffff, now[half], 2));
+    base[half] = now[half] == lowest ? 0.0f : now[half];
+    shrink[half] = __expf(top[half] - base[half]);
+    top[half] = now[half];
+    total[half] *= shrink[half];
+  }}
+  #pragma unroll
+  for (int n = 0; n < {keys // 8}; n++)
+    #pragma unroll
+    for (int i = 0; i < 4; i++) {{
+      s[n][i] = __expf(s[n][i] - base[i / 2]);
+      total[i / 2] += s[n][i];
+    }}"""
+
+
+def _step(name: str, dtype: str, inner: int, outer: int, keys: int, masked: bool) -> str:
+    """The CUDA function of one warp and one tile of keys."""
+    short, kind = ("bf16", "nv_bfloat16") if dtype == "bfloat16" else ("f16", "half")
+    pads, mask_row = TensorCores.pad, keys + 1
+    mask = "const float* mask, " if masked else ""
+    added = f" + mask[(row + 8 * (i / 2)) * {mask_row} + at]" if masked else ""
+    return f"""{_instructions(name, short)}
 __forceinline__ __device__ void {name}(float* sums, float* top, float* total, const void* q_tile,
     const void* k_tile, const void* v_tile, {mask}int left, float scale) {{
   const {kind} *q = (const {kind}*)q_tile, *k = (const {kind}*)k_tile, *v = (const {kind}*)v_tile;
@@ -126,31 +160,7 @@ __forceinline__ __device__ void {name}(float* sums, float* top, float* total, co
       {name}_mma(s[n / 8 + 1], a, b + 2);
     }}
   }}
-  float now[2] = {{top[0], top[1]}}, base[2], shrink[2];
-  #pragma unroll
-  for (int n = 0; n < {keys // 8}; n++)
-    #pragma unroll
-    for (int i = 0; i < 4; i++) {{
-      const int at = 8 * n + column + i % 2;
-      s[n][i] = at < left ? s[n][i] * scale{add} : lowest;
-      now[i / 2] = fmaxf(now[i / 2], s[n][i]);
-    }}
-  #pragma unroll
-  for (int half = 0; half < 2; half++) {{
-    now[half] = fmaxf(now[half], __shfl_xor_sync(0xffffffff, now[half], 1));
-    now[half] = fmaxf(now[half], __shfl_xor_sync(0xffffffff, now[half], 2));
-    base[half] = now[half] == lowest ? 0.0f : now[half];
-    shrink[half] = __expf(top[half] - base[half]);
-    top[half] = now[half];
-    total[half] *= shrink[half];
-  }}
-  #pragma unroll
-  for (int n = 0; n < {keys // 8}; n++)
-    #pragma unroll
-    for (int i = 0; i < 4; i++) {{
-      s[n][i] = __expf(s[n][i] - base[i / 2]);
-      total[i / 2] += s[n][i];
-    }}
+{_powers(keys, added)}
   #pragma unroll
   for (int n = 0; n < {outer // 2}; n++) sums[n] *= shrink[n / 2 % 2];
   #pragma unroll

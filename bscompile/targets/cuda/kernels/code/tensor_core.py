@@ -8,6 +8,7 @@ mma.m16n8k32 with sums in int32. sm_80 and newer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -57,46 +58,28 @@ def kernel(
     row, tile = sch.get_loops(sch.get_sblock("outer"))
     sch.bind(row, "blockIdx.y")
     sch.bind(tile, "blockIdx.x")
-
-    # The product as fragments: each warp has its own, along i and n, and walks the steps.
     inner = sch.get_sblock("C")
-    i, n, step, c = sch.get_loops(inner)
-    (i_out, i_in), (n_out, n_in), (c_out, c_in) = (
-        sch.split(v, [None, side]) for v, side in ((i, _FRAGMENT), (n, _FRAGMENT), (c, deep))
-    )
-    sch.reorder(i_out, n_out, step, c_out, i_in, n_in, c_in)
-    fragment = sch.blockize(i_in)
-    i_warp, i_own = sch.split(i_out, [warps_m, None])
-    n_warp, n_own = sch.split(n_out, [warps_n, None])
-    sch.reorder(i_warp, n_warp, step, c_out, i_own, n_own)
-    warp = sch.fuse(i_warp, n_warp)
-    sch.bind(warp, "threadIdx.y")
+    product = _cut_product(sch, inner, deep, warps_m, warps_n)
 
-    # x and W into the ring.
     copy, widest = layout.unit(problem.k), 16 // size if problem.form != "kronecker" else 1
     for name, vector, side in (("XG", copy, rows), ("WG", widest, layout.rows)):
-        block = sch.get_sblock(name)
-        sch.set_scope(block, 0, "shared.dyn")
-        sch.compute_at(block, step)
+        block = _into_ring(sch, name, product.step, deep, _PAD_BYTES // size)
         _spread(sch, block, warps, vector, side * layout.step)
-        sch.storage_align(block, 0, axis=-2, factor=deep, offset=_PAD_BYTES // size)
 
-    # Fragments into registers.
-    loads = []
+    loads = []  # fragments into registers
     for operand in (0, 1):
-        block = sch.cache_read(fragment, operand, "warp")
-        sch.compute_at(block, c_out)
+        block = sch.cache_read(product.fragment, operand, "warp")
+        sch.compute_at(block, product.depth)
         loads.append((block, _fragments(sch, block, deep)))
     # The sums leave through shared memory; straight from registers they would spill.
     sch.set_scope(inner, 0, "shared.dyn")
-    store = sch.cache_write(fragment, 0, "warp")
-    sch.reverse_compute_at(store, warp)
+    store = sch.cache_write(product.fragment, 0, "warp")
+    sch.reverse_compute_at(store, product.warp)
     sch.storage_align(store, 0, axis=-2, factor=16, offset=4)
-    _spread(
-        sch, sch.get_sblock("Y"), warps, _store_vector(problem, layout, rows), rows * layout.rows
-    )
+    vector = _store_vector(problem, layout, rows)
+    _spread(sch, sch.get_sblock("Y"), warps, vector, rows * layout.rows)
     stored = _fragments(sch, store, _FRAGMENT)
-    sch.decompose_reduction(fragment, step)
+    sch.decompose_reduction(product.fragment, product.step)
 
     for block, _ in loads:
         _to_lanes(sch, block, "write", deep, leading=True)
@@ -109,12 +92,59 @@ def kernel(
         (stored, "store"),
     ):
         sch.tensorize(loop, names[key])
-    sch.unroll(c_out)
+    sch.unroll(product.depth)
     if copy * size >= 4:  # cp.async moves no less
-        sch.annotate(step, "software_pipeline_stage", [0, 0, stages - 1])
-        sch.annotate(step, "software_pipeline_order", [0, 1, 2])
-        sch.annotate(step, "software_pipeline_async_stages", [0])
+        _overlap(sch, product.step, stages)
     return sch.mod["main"]
+
+
+def _into_ring(sch: Schedule, name: str, step: Any, deep: int, pad: int) -> Any:
+    """The block that gathers x or W, writing a step's share to shared memory."""
+    block = sch.get_sblock(name)
+    sch.set_scope(block, 0, "shared.dyn")
+    sch.compute_at(block, step)
+    sch.storage_align(block, 0, axis=-2, factor=deep, offset=pad)
+    return block
+
+
+def _overlap(sch: Schedule, step: Any, stages: int) -> None:
+    """Copies of later steps go on while one is multiplied."""
+    sch.annotate(step, "software_pipeline_stage", [0, 0, stages - 1])
+    sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+    sch.annotate(step, "software_pipeline_async_stages", [0])
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Where others are put: the block of one fragment's product, and the loops around it.
+
+    Attributes:
+        fragment: The block.
+        warp: The loop over warps.
+        step: The loop over steps, inside.
+        depth: The loop over a step's fragments, inside.
+    """
+
+    fragment: Any
+    warp: Any
+    step: Any
+    depth: Any
+
+
+def _cut_product(sch: Schedule, inner: Any, deep: int, warps_m: int, warps_n: int) -> _Product:
+    """The product as fragments: each warp has its own, along i and n, and walks the steps."""
+    i, n, step, c = sch.get_loops(inner)
+    (i_out, i_in), (n_out, n_in), (c_out, c_in) = (
+        sch.split(v, [None, side]) for v, side in ((i, _FRAGMENT), (n, _FRAGMENT), (c, deep))
+    )
+    sch.reorder(i_out, n_out, step, c_out, i_in, n_in, c_in)
+    fragment = sch.blockize(i_in)
+    i_warp, i_own = sch.split(i_out, [warps_m, None])
+    n_warp, n_own = sch.split(n_out, [warps_n, None])
+    sch.reorder(i_warp, n_warp, step, c_out, i_own, n_own)
+    warp = sch.fuse(i_warp, n_warp)
+    sch.bind(warp, "threadIdx.y")
+    return _Product(fragment, warp, step, c_out)
 
 
 def _store_vector(problem: Problem, layout: Layout, rows: int) -> int:
