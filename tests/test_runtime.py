@@ -92,6 +92,17 @@ def test_results_belong_to_the_caller(model):
         np.testing.assert_array_equal(array, kept[name])
 
 
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_a_result_outlives_the_next_call(model, count):
+    """Small inputs are copied into memory that the next call uses again."""
+    first, second = rows(count), rows(count) + 1
+    before = model.run({"x": first})
+    kept = {name: array.copy() for name, array in before.items()}
+    model.run({"x": second})
+    for name, array in before.items():
+        np.testing.assert_array_equal(array, kept[name])
+
+
 def test_an_output_that_is_a_weight_or_an_input_is_a_copy(model):
     x = rows(4)
     results = model.run({"x": x})

@@ -54,6 +54,14 @@ def test_no_blocks_are_counted_in_an_empty_matrix():
     assert count_blocks(np.zeros((2, 0), np.int64), (4, 4), (8, 8)) == 0
 
 
+@pytest.mark.parametrize("weight", [np.ones((10, 84)), block_sparse((16, 64), (16, 16), 0.5)])
+def test_a_layer_of_one_piece_wakes_no_second_worker(context, weight):
+    if isinstance(weight, np.ndarray):
+        weight = weight.astype(np.float32)
+    choice = plan(LinearOp("layer", weight), 1, FLOAT, context)
+    assert choice.config["tasks"] == 1
+
+
 def test_a_sparse_layer_runs_sparse(context):
     weight = block_sparse((3072, 768), (16, 16), 0.1)
     choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
