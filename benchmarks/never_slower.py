@@ -32,7 +32,7 @@ KINDS = {
     "4x4 50%": ((4, 4), 0.5),
 }
 BATCHES = (1, 8)
-ONE_BATCH = ("bert",)  # a call of eight takes most of a second
+ONE_BATCH = ("bert", "wav2vec2")  # a call of eight takes most of a second
 SECONDS = 1.5  # of turns, five at the least
 
 
