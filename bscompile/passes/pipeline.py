@@ -13,6 +13,7 @@ from bscompile.passes.absorb_windows import AbsorbWindows
 from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.choice import OrderJudge, Planner, not_measured
 from bscompile.passes.choose_form import ChooseForm
+from bscompile.passes.drop_squeezes import DropSqueezes
 from bscompile.passes.fold_constants import FoldConstants
 from bscompile.passes.fuse_epilogues import FuseEpilogues
 from bscompile.passes.merge_groups import MergeGroups
@@ -56,6 +57,8 @@ def pipeline(
         MergeGroups(),
         # Before recognition, which knows convolutions of two axes and matmuls.
         RestateConvolutions(),
+        # After it: convolutions of one axis left pairs that cancel.
+        DropSqueezes(),
         # Before the next, which would take each MatMul of a factorized layer for a layer.
         RecogniseFactorized(),
         # Before the next, which would take the Conv that lists windows for a layer.
