@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx
@@ -84,11 +81,12 @@ def run_kernels(target, calls):
         calls: (PrimFunc, arrays in argument order, y as it is before) of each.
 
     Returns:
-        The executable; called with the arrays of every call it gives y of every call.
+        A function (arrays of every call) -> y of every call.
     """
     from bscompile import targets
     from bscompile.artifact import Artifact
     from bscompile.artifact.manifest import Manifest, TensorSpec
+    from bscompile.runtime.native import StaticExecutable
     from bscompile.targets.native.build import build_static
     from bscompile.targets.native.kernel import program_of
 
@@ -99,45 +97,22 @@ def run_kernels(target, calls):
     program = program_of(
         [(name, arrays, y) for name, (_, arrays, y) in zip(names, calls, strict=True)]
     )
-    compiled = []
-    members = build_static(
-        program, kernels, [], MACHINES[hardware.machine], code, 2, watch=compiled.append
-    )
+    members = build_static(program, kernels, [], MACHINES[hardware.machine], code, 2)
     specs = [TensorSpec(f"b{i}", b.shape, b.dtype) for i, b in enumerate(program.buffers)]
     manifest = Manifest(
         "cpu", hardware.isa, hardware.features, 2, tuple(specs),
         tuple(specs[i] for i in program.outputs), (), loader="native", machine=hardware.machine,
     )  # fmt: skip
-    return Linked(Artifact(manifest, members, {}), [y for _, _, y in calls], *compiled)
+    artifact, before = Artifact(manifest, members, {}), [y for _, _, y in calls]
 
-
-@dataclass(frozen=True, eq=False)
-class Linked:
-    """The executable of ``run_kernels``.
-
-    Attributes:
-        artifact: It, with what its inputs and outputs are.
-        before: y of every call, as it is before.
-        module: The kernels' code as TVM compiled it.
-    """
-
-    artifact: Any
-    before: list[Any]
-    module: Any
-
-    def __call__(self, arrays):
-        from bscompile.runtime.native import StaticExecutable
-
+    def run(arrays):
         feeds = []
-        for own, y in zip(arrays, self.before, strict=True):
+        for own, y in zip(arrays, before, strict=True):
             feeds += [*own, y]
-        executor = StaticExecutable(self.artifact, 2)
+        executor = StaticExecutable(artifact, 2)
         try:
             return executor.run(feeds)
         finally:
             executor.close()
 
-    @cached_property
-    def assembly(self):
-        """The kernels' code as text, for which they are compiled once more."""
-        return self.module.inspect_source("asm")
+    return run

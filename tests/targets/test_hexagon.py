@@ -94,7 +94,6 @@ def suite():
 @needs("hexagon")
 def test_kernels():
     run, layers = suite()
-    assert run.assembly.count("vrmpy(") > 100
     results = run([arrays for *_, arrays in layers])
     for case, (op, x, tensors, _), got in zip(CASES, layers, results, strict=True):
         if op.quantization.y_dtype == "float32":

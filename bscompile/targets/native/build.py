@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,6 @@ def build_static(
     target: Any,
     threads: int,
     vector_bytes: int = 0,
-    watch: Callable[[Any], None] = lambda module: None,
 ) -> dict[str, bytes]:
     """Compile and link a whole model.
 
@@ -48,7 +47,6 @@ def build_static(
         threads: Worker threads to use unless told otherwise.
         vector_bytes: The shortest vectors that the kernels run on; 0 where all processors of the
             machine's kind have them.
-        watch: Called with the compiled kernels, whose assembly it may read.
 
     Returns:
         The artifact members.
@@ -60,7 +58,7 @@ def build_static(
     compiler = machine.compiler()
     with tempfile.TemporaryDirectory(prefix="bscompile-") as name:
         folder = Path(name)
-        watch(compile_kernels(kernels, target, folder / "kernels.o"))
+        compile_kernels(kernels, target, folder / "kernels.o")
         text = tables(program, list(weights_image(params)), threads, vector_bytes)
         (folder / "tables.c").write_text(text, encoding="utf-8")
         _link(machine, compiler, folder)
@@ -72,8 +70,8 @@ def build_static(
         }
 
 
-def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> Any:
-    """Write one object file with all kernels and return the compiled module.
+def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> None:
+    """Write one object file with all kernels.
 
     Raises:
         ModelError: TVM cannot generate code for one of them.
@@ -94,7 +92,6 @@ def compile_kernels(kernels: Mapping[str, Any], target: Any, path: Path) -> Any:
             f"this model: {lines[0] if lines else type(error).__name__}"
         ) from error
     compiled.write_to_file(str(path))
-    return compiled
 
 
 def _compile(machine: Machine, compiler: Sequence[str], source: Path) -> bytes:
