@@ -7,9 +7,11 @@ architectures from a configuration.
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from onnx import numpy_helper
 from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One architecture: how to make it, what to feed it, which dimensions may vary."""
 
@@ -149,6 +151,10 @@ FAMILIES = {
 }
 
 
+def _as_made(module: nn.Module) -> nn.Module:
+    return module
+
+
 def export(
     family: Family,
     path: Path,
@@ -157,9 +163,37 @@ def export(
     dynamic: bool = False,
     dynamo: bool = True,
     batch: int = 2,
-    change: Callable[[nn.Module], nn.Module] = lambda module: module,
+    change: Callable[[nn.Module], nn.Module] = _as_made,
 ) -> Path:
-    """Write a family as ONNX; ``change`` may replace layers before the export."""
+    """Write a family as ONNX; ``change`` may replace layers before the export.
+
+    What needs no change is exported once by each process.
+    """
+    if change is _as_made:
+        path.write_bytes(_exported(family, full, dynamic, dynamo, batch))
+        torch.manual_seed(0)  # random inputs that follow do not depend on who exported first
+    else:
+        _export(family, path, full, dynamic, dynamo, batch, change)
+    return path
+
+
+@cache
+def _exported(family: Family, full: bool, dynamic: bool, dynamo: bool, batch: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        _export(family, path, full, dynamic, dynamo, batch, _as_made)
+        return path.read_bytes()
+
+
+def _export(
+    family: Family,
+    path: Path,
+    full: bool,
+    dynamic: bool,
+    dynamo: bool,
+    batch: int,
+    change: Callable[[nn.Module], nn.Module],
+) -> None:
     torch.manual_seed(0)
     module = change(family.make(full)).eval()
     inputs = family.inputs(full, batch)
@@ -183,7 +217,6 @@ def export(
             dynamo=dynamo, verbose=False,
             **({"external_data": False} if dynamo else {"opset_version": 17}), **axes,
         )  # fmt: skip
-    return path
 
 
 def with_weights(model: onnx.ModelProto, change: Callable[[np.ndarray], np.ndarray]):

@@ -32,8 +32,8 @@ def exported(tmp_path_factory):
     def get(name, dynamic=False, factorized=False):
         key = (name, dynamic, factorized)
         if key not in made:
-            change = _factorized if factorized else _unchanged
-            path = export(FAMILIES[name], folder / "model.onnx", dynamic=dynamic, change=change)
+            change = {"change": _factorized} if factorized else {}
+            path = export(FAMILIES[name], folder / "model.onnx", dynamic=dynamic, **change)
             made[key] = onnx.load(path)
         return made[key]
 
@@ -42,10 +42,6 @@ def exported(tmp_path_factory):
 
 def _factorized(module):
     return factorize(module, block=(8, 8), rank=2)
-
-
-def _unchanged(module):
-    return module
 
 
 def _feeds(name, batch):

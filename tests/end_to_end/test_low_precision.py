@@ -203,7 +203,7 @@ def test_weights_that_overflow_float16_stay_float32(tmp_path):
 @pytest.mark.parametrize(("family", "dtype"), [("vit", "bf16"), ("llama", "int8")])
 def test_whole_families(family, dtype, tmp_path):
     path = tmp_path / "model.onnx"
-    exported = export(FAMILIES[family], path, dynamic=False, change=lambda module: module)
+    exported = export(FAMILIES[family], path)
     onnx.save(with_weights(onnx.load(exported), SPARSE["16x16"]), path)
     compiled = build(path, dtype=dtype, output=tmp_path / "model.bsc")
     assert sum(layer.dtype != "float32" for layer in compiled.report.layers) > 10
