@@ -179,8 +179,8 @@ def _make_weights_differ(model: onnx.ModelProto) -> None:
         shape = [int(size) for size in shapes[node.input[0]]]
         if len(shape) < 2:
             continue  # scales, biases, statistics: a negative variance is no network
-        scale = np.sqrt(2 / np.prod(shape[1:]))
-        weight = (rng.standard_normal(shape) * scale).astype(np.float32)
+        weight = rng.standard_normal(shape, np.float32)
+        weight *= np.float32(np.sqrt(2 / np.prod(shape[1:])))
         model.graph.initializer.append(numpy_helper.from_array(weight, node.output[0]))
         del model.graph.node[index]
 

@@ -3,6 +3,8 @@
 The whole table is ``benchmarks/onnx_backend_table.py``; a sample of it runs here every time.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from tests.end_to_end.onnx_backend import (
@@ -12,6 +14,7 @@ from tests.end_to_end.onnx_backend import (
     node_cases,
     outcome,
 )
+from tests.end_to_end.together import outcomes
 
 #: One for each operator that matters most; these must be equal, not declined.
 _SAMPLE = """
@@ -48,14 +51,24 @@ def test_onnx_node_test_is_equal(name, tmp_path):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_no_onnx_node_test_of_a_family_operator_is_wrong(tmp_path):
     """Without the expanded forms, which only benchmarks/onnx_backend_table.py runs, for time."""
-    wrong = {
-        name: result.reason
+    cases = [
+        case
         for name, case in node_cases().items()
-        if "_expanded" not in name
-        and set(case.operators) & FAMILY_OPERATORS
-        and (result := outcome(case, tmp_path)).kind == "wrong"
-    }
-    assert not wrong
+        if "_expanded" not in name and set(case.operators) & FAMILY_OPERATORS
+    ]
+    found = outcomes(cases, tmp_path)
+    assert len(found) == len(cases) > 1000
+    assert not {name: result for name, result in found.items() if result.kind == "wrong"}
+    assert sum(result.kind == "equal" for result in found.values()) > 700
+
+
+def test_one_wrong_answer_among_many_is_found(tmp_path):
+    """A negative control of building them together."""
+    cases = [node_cases()[name] for name in ("test_tanh", "test_erf", "test_sigmoid")]
+    ((inputs, (right,)),) = cases[1].data
+    cases[1] = replace(cases[1], data=((inputs, [right + 0.01]),))
+    kinds = {name: result.kind for name, result in outcomes(cases, tmp_path).items()}
+    assert kinds == {"test_tanh": "equal", "test_erf": "wrong", "test_sigmoid": "equal"}
 
 
 @pytest.mark.slow
