@@ -203,6 +203,8 @@ def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepa
     if database.damaged:
         text = f"{len(database.damaged)} lines could not be read, such as {database.damaged[0]}"
         notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
+    if caveat := context.hardware.caveats.get(options.precision):
+        notes.append(Note("Precision", context.hardware.name, caveat, applied=False))
     places = context.target.places
     report = make_report(graph, notes, context.hardware, options.typical_rows, places)
     return _Prepared(context, graph, report, database.to_text(planner.used))

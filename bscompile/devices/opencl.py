@@ -30,6 +30,7 @@ class Limits:
         memory_bytes: Largest single allocation.
         cache_bytes: Of global memory; 0 where the device tells none.
         vector_floats: Float32 lanes that it likes in one work-item.
+        vector_halves: The same of float16; 0 where it has no such type.
         is_cpu: Whether work-groups run on a CPU's cores.
         extensions: As OpenCL names them.
     """
@@ -43,6 +44,7 @@ class Limits:
     memory_bytes: int
     cache_bytes: int
     vector_floats: int
+    vector_halves: int
     is_cpu: bool
     extensions: frozenset[str]
 
@@ -71,6 +73,14 @@ def load() -> Any:
             "OpenCL code needs pyopencl, which is not installed", f"install it with {INSTALL}"
         ) from error
     return pyopencl
+
+
+def program(context: Any, source: str) -> Any:
+    """A compiled pyopencl.Program; what a driver's compiler chats about is not passed on."""
+    cl = load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cl.CompilerWarning)
+        return cl.Program(context, source).build()
 
 
 @cache
@@ -123,6 +133,7 @@ def limits() -> Limits:
             memory_bytes=int(device.max_mem_alloc_size),
             cache_bytes=int(device.global_mem_cache_size),
             vector_floats=int(device.native_vector_width_float),
+            vector_halves=int(device.native_vector_width_half),
             is_cpu=bool(device.type & cl.device_type.CPU),
             extensions=frozenset(device.extensions.split()),
         )

@@ -135,7 +135,7 @@ class OpenCL(Executor):
 
     def _prepare(self, source: str, launches: Launches) -> list[_Call]:
         """(name, kernel with its arguments, work-items, work-items of a group) of each launch."""
-        library = self._cl.Program(self._context, source).build()
+        library = opencl_device.program(self._context, source)
         calls: list[_Call] = []
         for step in self._program.steps:
             for launch in launches.kernels[step.kernel]:

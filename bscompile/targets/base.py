@@ -44,6 +44,7 @@ class HardwareSpec:
         machine: Processor family of the code, such as ``x86_64``.
         vector_registers: How many there are; 0 where that follows from their width.
         extensions: Precision -> features beyond ``features`` that this machine has for it.
+        caveats: Precision -> what whoever asks for it should know of this machine.
     """
 
     name: str
@@ -61,10 +62,12 @@ class HardwareSpec:
     machine: str = field(default_factory=platform.machine)
     vector_registers: int = 0
     extensions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    caveats: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak_gflops", MappingProxyType(dict(self.peak_gflops)))
         object.__setattr__(self, "extensions", MappingProxyType(dict(self.extensions)))
+        object.__setattr__(self, "caveats", MappingProxyType(dict(self.caveats)))
         if self.cores < 1:
             raise ValueError(f"a machine has at least one core, got {self.cores}")
         if len(self.cache_bytes) != len(self.cache_gbps):

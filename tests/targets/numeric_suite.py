@@ -176,12 +176,14 @@ class Result:
         got: y.
         wanted: In float64.
         changed: y with one weight changed; None where the case has no control.
+        multiplied_in: In which products are summed, in part at least.
     """
 
     template: str
     got: Any
     wanted: Any
     changed: Any
+    multiplied_in: str = "float32"
 
 
 @dataclass(eq=False)
@@ -189,6 +191,7 @@ class _Planned:
     case: Case
     template: str
     wanted: Any
+    multiplied_in: str
     calls: list[Call] = field(default_factory=list)
 
 
@@ -204,7 +207,8 @@ def results(adapter: Adapter) -> dict[Case, list[Result]]:
     for one in planned:
         got = next(outputs)
         changed = next(outputs) if one.case.control else None
-        found.setdefault(one.case, []).append(Result(one.template, got, one.wanted, changed))
+        result = Result(one.template, got, one.wanted, changed, one.multiplied_in)
+        found.setdefault(one.case, []).append(result)
     return found
 
 
@@ -231,7 +235,8 @@ def _plan(adapter: Adapter, case: Case, number: int) -> list[_Planned]:
         # The configuration that is chosen untuned, and in every second case any other.
         config = space[0] if number % 2 else space[5 * number % len(space)]
         ops = [stored, in_precision(_changed(op, rng), dtype)] if case.control else [stored]
-        one = _Planned(case, template.name, adapter.reference(template.name, stored, x, tensors))
+        wanted = adapter.reference(template.name, stored, x, tensors)
+        one = _Planned(case, template.name, wanted, str(config.get("multiply", "float32")))
         for variant in ops:
             kernel = template.build(problem, kernel_weight(variant), config, hardware)
             one.calls.append(Call(kernel, (x, *tensors), (case.rows, n)))

@@ -56,6 +56,17 @@ def test_a_dtype_that_it_lacks(target, dtype, known, model, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_half_precision_on_a_device_without_it(model, tmp_path, capsys):
+    out = tmp_path / "model.bsc"
+    words = ["build", str(model), "--target", "opencl:any", "--dtype", "fp16", "-o", str(out)]
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "cl_khr_fp16" in line]
+    assert len(told) == 1
+    assert "any OpenCL device" in told[0]
+    assert main([*words, "--dtype", "fp32"]) == 0
+    assert "cl_khr_fp16" not in capsys.readouterr().err
+
+
 @pytest.fixture
 def nothing_installed(monkeypatch, tmp_path):
     """No program on the path, no optional package, nothing in the cache."""

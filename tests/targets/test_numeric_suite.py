@@ -34,7 +34,7 @@ def test_a_case_is_right(adapter, case):
     k = case.shape[1] * (case.rank if case.form == "kronecker" else 1)
     for result in found:
         what = f"{adapter.target} {result.template} {case}"
-        assert_close(result.got, result.wanted, np.float32, k, what=what)
+        assert_close(result.got, result.wanted, result.multiplied_in, k, what=what)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ _GPU_GBPS, _CPU_GBPS = 300.0, 20.0
 _LAUNCH_SECONDS = 1e-5
 _SHARED_LIMIT = 32 << 10  # more than this in one group leaves a processor too few groups
 _THREAD_LIMIT = 256
+_NO_HALF = "no half type (cl_khr_fp16): fp16 weights are widened by integers, products are float32"
 
 
 def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
@@ -34,15 +35,18 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
         return _ANY
     limits = opencl_device.limits()
     lanes = (limits.vector_floats or _CPU_LANES) if limits.is_cpu else _GPU_LANES
-    half = HALF if "cl_khr_fp16" in limits.extensions else HALF_BITS
+    has_half = "cl_khr_fp16" in limits.extensions
     peak = 2e-3 * lanes * max(limits.megahertz, 1000)
+    # Twice as many lanes of half the size are the only hint at a higher rate that drivers give.
+    packed = has_half and not limits.is_cpu and limits.vector_halves >= 2 * limits.vector_floats
     return HardwareSpec(
         name=limits.name,
         isa=ISA,
         features=(CPU,) if limits.is_cpu else (),
-        extensions={"float16": (half,)},
+        extensions={"float16": (HALF if has_half else HALF_BITS,)},
+        caveats={} if has_half else {"float16": _NO_HALF},
         cores=limits.processors,
-        peak_gflops={"float32": peak, "float16": peak},
+        peak_gflops={"float32": peak, "float16": 2 * peak if packed else peak},
         memory_gbps=_CPU_GBPS if limits.is_cpu else _GPU_GBPS,
         cache_bytes=(limits.cache_bytes or 1 << 20,),
         cache_gbps=(100.0,),
@@ -58,6 +62,7 @@ _ANY = HardwareSpec(
     isa=ISA,
     features=(),
     extensions={"float16": (HALF_BITS,)},
+    caveats={"float16": _NO_HALF},
     cores=8,
     peak_gflops={"float32": 2e-3 * _GPU_LANES * 1000, "float16": 2e-3 * _GPU_LANES * 1000},
     memory_gbps=_GPU_GBPS,

@@ -37,7 +37,7 @@ class OpenCLKernel(LoneKernel):
         self._queue = self._cl.CommandQueue(self._context)
         self._launches = code.launches.kernels["kernel"]
         self._kernels = [
-            self._cl.Kernel(self._cl.Program(self._context, source).build(), launch.entry)
+            self._cl.Kernel(opencl_device.program(self._context, source), launch.entry)
             for launch in self._launches
             for source in [code.sources[launch.entry]]
         ]

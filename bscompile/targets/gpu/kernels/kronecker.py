@@ -9,7 +9,12 @@ import numpy as np
 from bscompile.dialect import Weight
 from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.gpu.kernels.linear import panel_configs, panel_seconds, tile_of
+from bscompile.targets.gpu.kernels.linear import (
+    multiplied_in,
+    panel_configs,
+    panel_seconds,
+    tile_of,
+)
 from bscompile.targets.gpu.kernels.packing import pack_factors
 from bscompile.targets.gpu.kernels.roofline import Work, seconds
 from bscompile.targets.gpu.limits import fits, storage
@@ -31,7 +36,11 @@ class KroneckerTemplate(KernelTemplate):
             return ()
         first = self._products(problem)
         width = min(_WIDEST, first.n)
-        tiles = [c for c in panel_configs(first, width, hardware) if c["nest"] == "tiles"]
+        tiles = [  # few products, of which all others follow: not in half precision
+            c
+            for c in panel_configs(first, width, hardware)
+            if c["nest"] == "tiles" and multiplied_in(c) == "float32"
+        ]
         if not tiles:
             return ()
         tiles.sort(key=lambda c: self._first(problem, c, hardware))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from bscompile.targets.gpu.kernels.roofline import Work, seconds
 from bscompile.targets.gpu.limits import CPU, fits, storage
 
 _DEPTHS = (8, 16, 32)
+_LONGEST_HALF_SUM = 16  # products that are summed in float16
 _LANES = (16, 8, 4)
 _REGISTERS = 24  # vectors of sums, of a CPU's 32
 _FEW = 8  # rows up to which weights may be read once for all of them
@@ -33,22 +35,30 @@ def panel_configs(problem: Problem, width: int, hardware: HardwareSpec) -> Itera
             slices = max(1, threads // width)
             if fits(hardware, slices * width, 4 * slices * m * width):
                 yield {"nest": "slices", "width": width, "slices": slices}
-    for outputs in (1, 2, 4):
-        if width % outputs:
+    halves = storage(problem.dtype, hardware) == "float16"
+    for multiply, outputs, rows, row_threads, depth in product(
+        ("float32", "float16") if halves else ("float32",),
+        (1, 2, 4),
+        (1, 2, 4, 8),
+        (4, 8, 16, 32),
+        _DEPTHS,
+    ):
+        if width % outputs or rows * row_threads >= 2 * m + 4:
             continue
-        for rows in (1, 2, 4, 8):
-            for row_threads in (4, 8, 16, 32):
-                for depth in _DEPTHS:
-                    config: Config = {
-                        "nest": "tiles",
-                        "width": width,
-                        "rows": rows,
-                        "outputs": outputs,
-                        "row_threads": row_threads,
-                        "depth": depth,
-                    }
-                    if rows * row_threads < 2 * m + 4 and _fits(config, hardware):
-                        yield config
+        if multiply == "float16" and depth > _LONGEST_HALF_SUM:
+            continue
+        config: dict[str, int | str] = {
+            "nest": "tiles",
+            "width": width,
+            "rows": rows,
+            "outputs": outputs,
+            "row_threads": row_threads,
+            "depth": depth,
+        }
+        if multiply == "float16":
+            config["multiply"] = multiply
+        if _fits(config, hardware):
+            yield config
 
 
 def _fits(config: Config, hardware: HardwareSpec) -> bool:
@@ -66,7 +76,13 @@ def tile_of(config: Config) -> Any:
         int(config["row_threads"]),
         int(config["depth"]),
         int(config["width"]),
+        multiplied_in(config),
     )
+
+
+def multiplied_in(config: Config) -> str:
+    """What a configuration multiplies x and the weights in."""
+    return str(config.get("multiply", "float32"))
 
 
 def nest_of(config: Config) -> Any:
@@ -114,7 +130,11 @@ def panel_seconds(
     strips = -(-m // tall)
     trips = -(-entries // depth)
     fetched = 4 * -(-depth * (tall + width) // threads)
-    operations = trips * (depth * (rows * outputs + rows + outputs) + fetched) + 4 * rows * outputs
+    arithmetic = depth * (rows * outputs + rows + outputs)
+    if multiplied_in(config) == "float16":
+        arithmetic /= hardware.peak_gflops["float16"] / hardware.peak_gflops["float32"]
+        fetched += 3 * rows * outputs  # a slice's sums are widened and added
+    operations = trips * (arithmetic + fetched) + 4 * rows * outputs
     read = weight_bytes * strips + 4.0 * panels * entries * m
     return seconds(
         hardware, Work(panels * strips, threads, operations, 2 * trips, read + out_bytes)

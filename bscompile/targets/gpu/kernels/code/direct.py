@@ -33,10 +33,11 @@ def direct(panels: Panels, width: int, rows: int, lanes: int) -> None:
         first, last = T.bind(first), T.bind(last)
         with T.serial(0, last - first) as index, opaque():
             entry = T.bind(first + index)
-            weights = [T.bind(panels.w(panel, entry, _span(o, lanes), lanes)) for o in pieces]
+            column = T.bind(panels.column(entry))
+            weights = [T.bind(panels.weights(panel, entry, _span(o, lanes), lanes)) for o in pieces]
             for r, held in enumerate(sums):
                 row = T.min(first_row + r, panels.m - 1) if panels.m % rows else first_row + r
-                x = T.bind(_splat(panels.x(row, entry), lanes))
+                x = T.bind(_splat(panels.x(row, column), lanes))
                 for o, w in zip(pieces, weights, strict=True):
                     span = _span(o, lanes)
                     T.buffer_store(held, held[span] + x * w, [span])

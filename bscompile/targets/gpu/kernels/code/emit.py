@@ -101,9 +101,14 @@ def opaque() -> Iterator[None]:
         yield
 
 
-def allocate(name: str, shape: Sequence[int], scope: str) -> Buffer:
-    """Float32 memory of a group (``shared``), of a thread (``local``) or of all (``global``)."""
-    return IRBuilder.name(name, T.sblock_alloc_buffer(tuple(shape), "float32", scope=scope))
+def allocate(name: str, shape: Sequence[int], scope: str, dtype: str = "float32") -> Buffer:
+    """Memory of a group (``shared``), of a thread (``local``) or of all (``global``)."""
+    return IRBuilder.name(name, T.sblock_alloc_buffer(tuple(shape), dtype, scope=scope))
+
+
+def zero_of(dtype: str) -> Expr:
+    """Nothing, in float32 or float16."""
+    return T.float32(0) if dtype == "float32" else T.cast(T.float32(0), dtype)
 
 
 def wait() -> None:

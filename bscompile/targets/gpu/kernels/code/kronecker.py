@@ -54,8 +54,11 @@ def generate_kronecker(
             n=side,
             count=-(-side // tile.width),
             bounds=lambda panel: (T.int32(0), T.int32(bw)),
-            x=lambda row, j: args.x[row // across, row % across * bw + j],
-            w=lambda panel, j, o, _: widened(factors[j, panel * tile.width + o], dtype),
+            x=lambda row, column: args.x[row // across, row % across * bw + column],
+            column=lambda entry: entry,
+            run=bw,
+            w=lambda panel, j, o: factors[j, panel * tile.width + o],
+            stored=dtype,
             store=lambda value, row, o: T.buffer_store(z, value, [row, o]),
         )
         tiles(panels, tile)

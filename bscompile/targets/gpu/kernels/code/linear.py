@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.gpu.kernels.code.direct import direct
-from bscompile.targets.gpu.kernels.code.emit import Arguments, Expr, finish, generate, widened
+from bscompile.targets.gpu.kernels.code.emit import Arguments, Expr, finish, generate
 from bscompile.targets.gpu.kernels.code.tiles import Panels, Tile, tiles
 from bscompile.targets.gpu.kernels.code.vectors import vectors
 
@@ -44,10 +44,11 @@ def generate_dense(problem: Problem, operands: Operands, nest: Nest) -> Any:
                 n=problem.n,
                 count=len(values),
                 bounds=lambda panel: (T.int32(0), T.int32(problem.k)),
-                x=lambda row, entry: args.x[row, entry],
-                w=lambda panel, entry, o, lanes: widened(
-                    weights[panel, entry, o], values.dtype.name, lanes
-                ),
+                x=lambda row, column: args.x[row, column],
+                column=lambda entry: entry,
+                run=problem.k,
+                w=lambda panel, entry, o: weights[panel, entry, o],
+                stored=values.dtype.name,
                 store=lambda value, row, output: finish(args, T.bind(value), row, output),
             )
         )
@@ -58,7 +59,7 @@ def generate_dense(problem: Problem, operands: Operands, nest: Nest) -> Any:
 def generate_block_sparse(problem: Problem, operands: Operands, nest: Nest) -> Any:
     """The PrimFunc; the operands are values [nnzb, bw, bh], starts [nnzb], indptr."""
     values, _, pointers = (array for _, array in operands)
-    bw, dtype = values.shape[1], values.dtype.name
+    bw = values.shape[1]
 
     def body(args: Arguments) -> None:
         weights, starts, indptr = args.operands
@@ -72,10 +73,11 @@ def generate_block_sparse(problem: Problem, operands: Operands, nest: Nest) -> A
                 n=problem.n,
                 count=len(pointers) - 1,
                 bounds=bounds,
-                x=lambda row, entry: args.x[row, starts[entry // bw] + entry % bw],
-                w=lambda _, entry, o, lanes: widened(
-                    weights[entry // bw, entry % bw, o], dtype, lanes
-                ),
+                x=lambda row, column: args.x[row, column],
+                column=lambda entry: starts[entry // bw] + entry % bw,
+                run=bw,
+                w=lambda _, entry, o: weights[entry // bw, entry % bw, o],
+                stored=values.dtype.name,
                 store=lambda value, row, output: finish(args, T.bind(value), row, output),
             )
         )

@@ -5,6 +5,9 @@ or ``width`` outputs of a dense weight. A panel's weights are a list of columns 
 the live blocks' inputs one after the other, so a slice of ``depth`` columns may span blocks or
 be a part of one: every block size runs the same code. Each slice of x and of the weights is
 fetched once by all threads, then every thread multiplies ``rows`` x ``outputs`` of the tile.
+
+Slices may be held and multiplied in float16 where weights are stored so: the products of one
+slice are summed in float16, the slices in float32. x is rounded then.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.gpu.kernels.code.emit import (
@@ -22,6 +26,8 @@ from bscompile.targets.gpu.kernels.code.emit import (
     threads,
     wait,
     where,
+    widened,
+    zero_of,
 )
 
 
@@ -35,6 +41,7 @@ class Tile:
         row_threads: Threads along the rows.
         depth: Columns of a slice.
         width: Outputs of a panel.
+        dtype: What slices are held and multiplied in.
     """
 
     rows: int
@@ -42,6 +49,7 @@ class Tile:
     row_threads: int
     depth: int
     width: int
+    dtype: str = "float32"
 
     @property
     def tall(self) -> int:
@@ -56,7 +64,7 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a group."""
-        return 4 * self.depth * (self.tall + self.width)
+        return np.dtype(self.dtype).itemsize * self.depth * (self.tall + self.width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +76,11 @@ class Panels:
         n: Outputs; the last panel may reach beyond.
         count: Panels.
         bounds: Panel -> its first and last entry.
-        x: (row, entry) -> the number that the entry is multiplied by.
-        w: (panel, entry, outputs within the panel, how many) -> the weights.
+        x: (row, column) -> a number of x.
+        column: Entry -> the column that it is multiplied by.
+        run: Entries whose columns follow each other; every panel has whole runs.
+        w: (panel, entry, outputs within the panel) -> the weights as they are stored.
+        stored: In which dtype that is.
         store: (value, row, output) finishes one sum.
     """
 
@@ -78,8 +89,15 @@ class Panels:
     count: int
     bounds: Callable[[Expr], tuple[Expr, Expr]]
     x: Callable[[Expr, Expr], Expr]
-    w: Callable[[Expr, Expr, Expr, int], Expr]
+    column: Callable[[Expr], Expr]
+    run: int
+    w: Callable[[Expr, Expr, Expr], Expr]
+    stored: str
     store: Callable[[Expr, Expr, Expr], None]
+
+    def weights(self, panel: Expr, entry: Expr, outputs: Expr, lanes: int = 1) -> Expr:
+        """Weights in float32; ``outputs`` spans ``lanes`` of them."""
+        return widened(self.w(panel, entry, outputs), self.stored, lanes)
 
 
 def tiles(panels: Panels, tile: Tile) -> None:
@@ -87,8 +105,8 @@ def tiles(panels: Panels, tile: Tile) -> None:
     across = tile.width // tile.outputs
     grid = (panels.count, -(-panels.m // tile.tall))
     with threads(grid, (across, tile.row_threads)) as (panel, strip, tx, ty):
-        xs = allocate("xs", (tile.tall, tile.depth), "shared")
-        ws = allocate("ws", (tile.depth, tile.width), "shared")
+        xs = allocate("xs", (tile.tall, tile.depth), "shared", tile.dtype)
+        ws = allocate("ws", (tile.depth, tile.width), "shared", tile.dtype)
         sums = allocate("sums", (tile.rows, tile.outputs), "local")
         for r in range(tile.rows):
             for o in range(tile.outputs):
@@ -127,15 +145,23 @@ def _fetch(
     ws: Buffer,
 ) -> None:
     """Bring a slice of x and of the weights into shared memory; zeros beyond its end."""
-    zero = T.float32(0)
+    zero = zero_of(tile.dtype)
+    load = panels.w if tile.dtype == panels.stored else panels.weights
+    whole = panels.run % tile.depth == 0  # a slice neither ends early nor spans runs
+    start = T.bind(panels.column(begin)) if whole else None
     for at in _shares(thread, tile.tall * tile.depth, tile.threads):
         r, d = at // tile.depth, at % tile.depth
         row = T.min(first_row + r, panels.m - 1)
-        value = T.if_then_else(begin + d < last, panels.x(row, begin + d), zero)
+        value = panels.x(row, panels.column(begin + d) if start is None else start + d)
+        value = value if tile.dtype == "float32" else T.cast(value, tile.dtype)
+        if not whole:
+            value = T.if_then_else(begin + d < last, value, zero)
         T.buffer_store(xs, value, [r, d])
     for at in _shares(thread, tile.depth * tile.width, tile.threads):
         d, o = at // tile.width, at % tile.width
-        value = T.if_then_else(begin + d < last, panels.w(panel, begin + d, o, 1), zero)
+        value = load(panel, begin + d, o)
+        if not whole:
+            value = T.if_then_else(begin + d < last, value, zero)
         T.buffer_store(ws, value, [d, o])
 
 
@@ -158,9 +184,16 @@ def _shares(thread: Expr, size: int, count: int) -> Iterator[Expr]:
 def _multiply(
     tile: Tile, across: int, tx: Expr, ty: Expr, xs: Buffer, ws: Buffer, sums: Buffer
 ) -> None:
+    apart = tile.dtype != "float32"  # a slice's sums are not those of all slices
+    places = [(r, o) for r in range(tile.rows) for o in range(tile.outputs)]
+    held = allocate("parts", (tile.rows, tile.outputs), "local", tile.dtype) if apart else sums
+    for r, o in places if apart else []:
+        T.buffer_store(held, zero_of(tile.dtype), [r, o])
     with T.serial(0, tile.depth) as d, opaque():
         columns = [T.bind(ws[d, tx + o * across]) for o in range(tile.outputs)]
         for r in range(tile.rows):
             x = T.bind(xs[ty + r * tile.row_threads, d])
             for o, w in enumerate(columns):
-                T.buffer_store(sums, sums[r, o] + x * w, [r, o])
+                T.buffer_store(held, held[r, o] + x * w, [r, o])
+    for r, o in places if apart else []:
+        T.buffer_store(sums, sums[r, o] + T.cast(held[r, o], "float32"), [r, o])

@@ -31,9 +31,10 @@ def vectors(panels: Panels, width: int, slices: int) -> None:
         with T.serial(0, (last - first + (slices - 1)) // slices) as index, opaque():
             at = T.bind(first + index * slices + ty)
             with where(at < last):
-                w = T.bind(panels.w(panel, at, tx, 1))
+                w = T.bind(panels.weights(panel, at, tx))
+                column = T.bind(panels.column(at))
                 for r in range(rows):
-                    T.buffer_store(sums, sums[r] + panels.x(r, at) * w, [r])
+                    T.buffer_store(sums, sums[r] + panels.x(r, column) * w, [r])
         for r in range(rows):
             T.buffer_store(parts, sums[r], [ty, r, tx])
         wait()
