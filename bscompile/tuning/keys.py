@@ -83,8 +83,8 @@ def code_version(target: Target) -> str:
     A digest of TVM's version and of every source in the target's folder and in the folders of its
     templates, which targets share.
     """
-    modules = (type(template).__module__ for template in target.templates)
-    packages = {module.rpartition(".")[0] for module in modules}
+    modules = (import_module(type(template).__module__) for template in target.templates)
+    packages = {str(module.__package__) for module in modules}
     return _digest(tuple(sorted(packages | {"bscompile.targets.kernels", TARGETS[target.name]})))
 
 

@@ -63,7 +63,7 @@ def test_half_precision_on_a_device_without_it(model, tmp_path, capsys):
     told = [line for line in capsys.readouterr().err.splitlines() if "cl_khr_fp16" in line]
     assert len(told) == 1
     assert "any OpenCL device" in told[0]
-    assert main([*words, "--dtype", "fp32"]) == 0
+    assert main([*words, "--dtype", "float32"]) == 0
     assert "cl_khr_fp16" not in capsys.readouterr().err
 
 

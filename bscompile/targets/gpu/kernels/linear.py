@@ -130,7 +130,7 @@ def panel_seconds(
     strips = -(-m // tall)
     trips = -(-entries // depth)
     fetched = 4 * -(-depth * (tall + width) // threads)
-    arithmetic = depth * (rows * outputs + rows + outputs)
+    arithmetic = float(depth * (rows * outputs + rows + outputs))
     if multiplied_in(config) == "float16":
         arithmetic /= hardware.peak_gflops["float16"] / hardware.peak_gflops["float32"]
         fetched += 3 * rows * outputs  # a slice's sums are widened and added
