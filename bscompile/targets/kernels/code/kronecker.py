@@ -7,12 +7,14 @@ For a tile of rows, either
 * A first: Uᵢ = Σ A[p, q] x[., q, :] in registers, then y[p] = Σᵢ Uᵢ Bᵢᵀ.
 
 The sum over q multiplies by one scalar, so it treats a tile's [rows, d] (or [rows, c]) as flat:
-every lane is used whatever the block size. Zero coefficients are skipped.
+every lane is used whatever the block size. Zero coefficients are skipped: a loop reads where the
+live ones are. kronecker_written.py has that in its code instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -24,7 +26,9 @@ from bscompile.targets.kernels.code.epilogue import finish
 from bscompile.targets.kernels.vectors import pieces
 
 _BUFFER = 128  # elements of the largest buffer that stays in registers
-_GROUP = 4  # rows whose block products are accumulated together
+_CHAINS = 8  # independent sums of block products that hide the latency of the multiply-add
+_COPIED = 8  # rows that are copied side by side
+_SUMS = 4  # likewise of the sum over q, which waits for its operands longer anyway
 
 
 def generate(
@@ -33,6 +37,7 @@ def generate(
     *,
     rows: int,
     lanes: int,
+    registers: int,
     tasks: int,
     split: str,
     order: str,
@@ -45,15 +50,45 @@ def generate(
             [m1 + 1]; factors [r, bw, bh], each Bᵢ transposed; bounds int32 [tasks + 1].
         rows: Rows of x per tile.
         lanes: Elements of one vector.
+        registers: Vectors of sums that registers hold.
         tasks: Parallel tasks.
         split: What the tasks share: ``rows``, or ``outputs`` by bounds.
         order: ``b_first`` or ``a_first``.
     """
-    return _Kronecker(problem, operands, rows, lanes, tasks, split, order).generate()
+    return Nest(problem, operands, rows, lanes, registers, tasks, split, order).generate()
 
 
-class _Kronecker:
-    """The generator's state: shapes that every part of the kernel needs."""
+@dataclass(frozen=True)
+class Prepared:
+    """What the sum over q reads of a tile: for each q the same flat vector.
+
+    Attributes:
+        buffer: [q, flat]; or [flat / lanes, q · lanes].
+        lanes: 0 for the first.
+    """
+
+    buffer: Buffer
+    lanes: int = 0
+
+    def load(self, q: Expr, at: Expr, lanes: int) -> Expr:
+        """``lanes`` elements of the flat vector beginning at ``at``."""
+        return emit.load(self.buffer, *self._place(q, at), lanes=lanes)
+
+    def store(self, value: Expr, q: Expr, at: Expr, lanes: int) -> None:
+        """Write them."""
+        emit.store(self.buffer, value, *self._place(q, at), lanes=lanes)
+
+    def _place(self, q: Expr, at: Expr) -> tuple[Expr, Expr]:
+        if not self.lanes:
+            return q, at
+        if isinstance(at, int):
+            return at // self.lanes, q * self.lanes + at % self.lanes
+        lanes = T.int64(self.lanes)
+        return T.floordiv(at, lanes), q * lanes + T.floormod(at, lanes)
+
+
+class Nest:
+    """The loops; arguments as of ``generate``."""
 
     def __init__(
         self,
@@ -61,41 +96,40 @@ class _Kronecker:
         operands: Sequence[tuple[str, Array]],
         rows: int,
         lanes: int,
+        registers: int,
         tasks: int,
         split: str,
         order: str,
     ) -> None:
         self.problem, self.operands = problem, operands
-        self.rows, self.lanes, self.tasks, self.split = rows, lanes, tasks, split
+        self.rows, self.lanes, self.registers = rows, lanes, registers
+        self.tasks, self.split = tasks, split
         self.b_first = order == "b_first"
-        self.rank, self.bw, self.bh = operands[3][1].shape
+        self.rank, self.bw, self.bh = (int(size) for size in operands[3][1].shape)
         self.block_rows = len(operands[2][1]) - 1
         self.block_cols = problem.k // self.bw
         # Block rows whose outputs are finished together, on full vectors.
         self.chunk = 1 if self.bh % lanes == 0 else -(-4 * lanes // self.bh)
 
     def generate(self) -> Any:
+        """The recipe of the kernel."""
         return emit.generate("kronecker", self.problem, self.operands, self._body)
 
     def _body(self, args: Arguments) -> None:
-        emit.for_rows_of(args, (self.rows, 4), lambda r: self._nest(args, r))
+        emit.for_rows_of(args, (self.rows, 4), lambda r: self.tiles(args, r))
 
-    def _nest(self, args: Arguments, rows: int) -> None:
+    def tiles(self, args: Arguments, rows: int) -> None:
+        """Emit the loops for tiles of ``rows`` rows."""
         tiles = T.int64(emit.tile_count(args.m, rows))
-        bounds = args.operands[4]
-        height = self.bh * self.rank if self.b_first else self.bw
 
         def task(p: Expr) -> None:
-            tile_range = (T.int64(0), tiles)
-            row_range = (T.int64(0), T.int64(self.block_rows))
-            if self.split == "rows":
-                tile_range = emit.share(tiles, p, self.tasks)
-            else:
-                row_range = (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64"))
+            tile_range, row_range = emit.ranges_of(
+                p, self.tasks, self.split, tiles, self.block_rows, args.operands[4]
+            )
             with emit.opaque():
-                prepared = T.sblock_alloc_buffer((self.block_cols, height * rows), "float32")
+                prepared = self._prepared(rows)
                 outputs = T.sblock_alloc_buffer((rows, self.chunk * self.bh), "float32")
-                middle = T.sblock_alloc_buffer((self.rank, rows * self.bw), "float32")
+                middle = self._middle(rows)
                 with emit.loop(*tile_range) as tile, emit.opaque():
                     row = T.bind(emit.tile_start(args.m, rows, tile))
                     with T.serial(0, T.int64(self.block_cols)) as q:
@@ -107,29 +141,46 @@ class _Kronecker:
 
         emit.parallel_tasks(self.tasks, task)
 
+    def _flat(self, rows: int) -> int:
+        """Elements of a tile's flat vector, all its terms where each has its own."""
+        return rows * (self.bh * self.rank if self.b_first else self.bw)
+
+    def _prepared(self, rows: int) -> Prepared:
+        return Prepared(T.sblock_alloc_buffer((self.block_cols, self._flat(rows)), "float32"))
+
+    def _middle(self, rows: int) -> Buffer:
+        return T.sblock_alloc_buffer((1, self.rank, rows * self.bw), "float32")
+
+    def _group(self, rows: int) -> int:
+        """Rows whose block products are accumulated together."""
+        most = max(1, _CHAINS // len(pieces(self.bh, self.lanes)))
+        return divisor(rows, most)
+
     def _block_products(
-        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Buffer
+        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Prepared
     ) -> None:
         """prepared[q, i, r, :] = x[row + r, q, :] Bᵢᵀ."""
-        group = next(g for g in range(min(rows, _GROUP), 0, -1) if rows % g == 0)
+        group = self._group(rows)
         with T.serial(0, T.int64(rows // group)) as g:
             for i in range(self.rank):
                 with emit.opaque():
                     sums = emit.accumulators(group, self.bh)
                     self._times_factor(
-                        args, sums, i, lambda r, c: args.x[row + g * group + r, q * self.bw + c]
+                        args, sums, i, q, lambda r, c: args.x[row + g * group + r, q * self.bw + c]
                     )
                     for r, acc in enumerate(sums):
                         for at, size in pieces(self.bh, self.lanes):
                             to = (i * rows + g * group + r) * self.bh + at
-                            emit.store(prepared, emit.load(acc, at, lanes=size), q, to, lanes=size)
+                            prepared.store(emit.load(acc, at, lanes=size), q, to, size)
 
     def _times_factor(
-        self, args: Arguments, sums: list[Buffer], i: int, x: Any, clear: bool = True
+        self, args: Arguments, sums: list[Buffer], i: int, turn: Expr, x: Any, clear: bool = True
     ) -> None:
-        """sums[r] (+)= Σ_c x(r, c) Bᵢ[:, c]."""
+        """sums[r] (+)= Σ_c x(r, c) Bᵢ[:, c]; ``turn`` counts how often that is done."""
         factors = args.operands[3]
         cut = pieces(self.bh, self.lanes)
+        few = self.rank * self.bw * len(cut) <= self.registers
+        term = i if few else self._nought(args, turn) + i
         if clear:
             for acc in sums:
                 for at, size in cut:
@@ -137,7 +188,7 @@ class _Kronecker:
 
         def step(c: Expr) -> None:
             for at, size in cut:
-                factor = T.bind(emit.weights(factors, i, c, at, lanes=size))
+                factor = T.bind(emit.weights(factors, term, c, at, lanes=size))
                 for r, acc in enumerate(sums):
                     value = emit.load(acc, at, lanes=size) + emit.splat(x(r, c), size) * factor
                     emit.store(acc, value, at, lanes=size)
@@ -149,14 +200,25 @@ class _Kronecker:
             with T.serial(0, self.bw) as c:
                 step(c)
 
+    def _nought(self, args: Arguments, turn: Expr) -> Expr:
+        """Nought, but LLVM does not know that, nor that it is the same whatever ``turn`` is.
+
+        What is read at such an offset is read where it is used; LLVM would read everything that no
+        iteration changes ahead of the loop, and have no registers to keep it in.
+        """
+        some = args.operands[2][T.min(turn, T.int64(self.block_rows))]
+        return T.bind(T.cast(T.shift_right(some, T.int32(31)), "int64"))
+
     def _copy_inputs(
-        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Buffer
+        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Prepared
     ) -> None:
         """prepared[q, r, :] = x[row + r, q, :]."""
-        with T.serial(0, T.int64(rows)) as r, emit.opaque():
-            for at, size in pieces(self.bw, self.lanes):
-                value = emit.load(args.x, row + r, q * self.bw + at, lanes=size)
-                emit.store(prepared, value, q, r * self.bw + at, lanes=size)
+        group = divisor(rows, _COPIED)
+        with T.serial(0, T.int64(rows // group)) as g, emit.opaque():
+            for r in range(group):
+                for at, size in pieces(self.bw, self.lanes):
+                    value = emit.load(args.x, row + g * group + r, q * self.bw + at, lanes=size)
+                    prepared.store(value, q, (g * group + r) * self.bw + at, size)
 
     def _outputs(
         self,
@@ -164,7 +226,7 @@ class _Kronecker:
         rows: int,
         row: Expr,
         row_range: tuple[Expr, Expr],
-        prepared: Buffer,
+        prepared: Prepared,
         outputs: Buffer,
         middle: Buffer,
     ) -> None:
@@ -178,46 +240,80 @@ class _Kronecker:
                 if self.b_first:
                     self._sum_products(args, rows, p, local, prepared, outputs)
                 else:
-                    self._sum_inputs(args, rows, p, local, prepared, outputs, middle)
+                    self._sum_inputs(args, rows, p, prepared, middle)
+                    self._times_factors(args, rows, T.int64(0), local, middle, outputs)
             self._finish(args, rows, row, begin * self.bh, count, outputs)
 
-    def _weighted_sum(
+    def _weighted_sums(
         self,
         args: Arguments,
         width: int,
         p: Expr,
-        prepared: Buffer,
-        terms: Sequence[tuple[int, Expr]],
-    ) -> list[tuple[Buffer, int, int, int]]:
-        """Σ_q Σ coefficient[q, i] prepared[q, offset : offset + width] over (i, offset) in terms.
+        prepared: Prepared,
+        terms: Sequence[tuple[int, int, int]],
+    ) -> list[list[tuple[Buffer, int, int, int]]]:
+        """Sum s: Σ_q Σ coefficient[q, i] prepared[q, offset : offset + width] over its terms.
+
+        Args:
+            args: The kernel's parameters.
+            width: Elements of each sum.
+            p: The block row.
+            prepared: What is summed.
+            terms: (i, offset, s), equal offsets side by side.
 
         Returns:
-            (accumulator, position in it, position in the sum, lanes) of each vector.
+            Of each sum (accumulator, position in it, position in the sum, lanes) by vector.
         """
         coefficients, indices, indptr = args.operands[:3]
         cut = pieces(width, self.lanes)
-        sums = emit.accumulators(-(-width // _BUFFER), min(width, _BUFFER))
-        vectors = [(sums[at // _BUFFER], at % _BUFFER, at, size) for at, size in cut]
-        for acc, at, _, size in vectors:
-            emit.store(acc, emit.constant(0.0, size), at, lanes=size)
-        with emit.loop(indptr[p], indptr[p + 1]) as index:
+        count = 1 + max(s for *_, s in terms)
+        chains = max(1, _SUMS // (count * len(cut)))
+
+        def cleared() -> list[list[tuple[Buffer, int, int, int]]]:
+            sums = []
+            for _ in range(count):
+                held = emit.accumulators(-(-width // _BUFFER), min(width, _BUFFER))
+                sums.append([(held[at // _BUFFER], at % _BUFFER, at, size) for at, size in cut])
+                for acc, at, _, size in sums[-1]:
+                    emit.store(acc, emit.constant(0.0, size), at, lanes=size)
+            return sums
+
+        def accumulate(sums: list[list[tuple[Buffer, int, int, int]]], index: Expr) -> None:
             j = T.bind(T.cast(index, "int64"))
             q = T.bind(T.cast(indices[j], "int64"))
-            for i, offset in terms:
+            values: dict[tuple[int, int], Expr] = {}
+            for i, offset, s in terms:
                 a = T.bind(emit.weights(coefficients, j, i, lanes=1))
-                for acc, at, position, size in vectors:
-                    value = emit.load(prepared, q, offset + position, lanes=size)
-                    total = emit.load(acc, at, lanes=size) + emit.splat(a, size) * value
-                    emit.store(acc, total, at, lanes=size)
-        return vectors
+                for acc, at, position, size in sums[s]:
+                    key = (offset, position)
+                    if key not in values:
+                        values[key] = T.bind(prepared.load(q, offset + position, size))
+                    product = emit.splat(a, size) * values[key]
+                    emit.store(acc, emit.load(acc, at, lanes=size) + product, at, lanes=size)
+
+        every = [cleared() for _ in range(chains)]
+        first, last = indptr[p], indptr[p + 1]
+        if chains > 1:
+            steps = T.bind(T.floordiv(last - first, chains))
+            with T.serial(0, steps) as step:
+                for u, sums in enumerate(every):
+                    accumulate(sums, first + step * chains + u)
+            first = first + steps * chains
+        with emit.loop(first, last) as index:
+            accumulate(every[0], index)
+        for s, vectors in enumerate(every[0]):
+            for v, (acc, at, _, size) in enumerate(vectors if chains > 1 else ()):
+                value = emit.total([sums[s][v][0] for sums in every], at, size)
+                emit.store(acc, value, at, lanes=size)
+        return every[0]
 
     def _sum_products(
-        self, args: Arguments, rows: int, p: Expr, local: Expr, prepared: Buffer, outputs: Buffer
+        self, args: Arguments, rows: int, p: Expr, local: Expr, prepared: Prepared, outputs: Buffer
     ) -> None:
         """outputs[r, local, :] = Σ_q Σᵢ Aᵢ[p, q] prepared[q, i, r, :]."""
         width = rows * self.bh
-        terms = [(i, i * width) for i in range(self.rank)]
-        vectors = self._weighted_sum(args, width, p, prepared, terms)
+        terms = [(i, i * width, 0) for i in range(self.rank)]
+        (vectors,) = self._weighted_sums(args, width, p, prepared, terms)
         for acc, at, position, size in vectors:
             for part, part_size in _row_parts(position, size, self.bh):
                 value = emit.load(acc, at + part - position, lanes=part_size)
@@ -225,22 +321,25 @@ class _Kronecker:
                 emit.store(outputs, value, r, local * self.bh + d, lanes=part_size)
 
     def _sum_inputs(
-        self,
-        args: Arguments,
-        rows: int,
-        p: Expr,
-        local: Expr,
-        prepared: Buffer,
-        outputs: Buffer,
-        middle: Buffer,
+        self, args: Arguments, rows: int, p: Expr, prepared: Prepared, middle: Buffer
     ) -> None:
-        """outputs[r, local, :] = Σᵢ (Σ_q Aᵢ[p, q] prepared[q, r, :]) Bᵢᵀ."""
-        for i in range(self.rank):
+        """middle[0, i, :] = Σ_q Aᵢ[p, q] prepared[q, :]; terms share what they read."""
+        width = rows * self.bw
+        together = max(1, self.registers // len(pieces(width, self.lanes)))
+        for first in range(0, self.rank, together):
+            terms = [(i, 0, i - first) for i in range(first, min(self.rank, first + together))]
             with emit.opaque():
-                vectors = self._weighted_sum(args, rows * self.bw, p, prepared, [(i, 0)])
-                for acc, at, position, size in vectors:
-                    emit.store(middle, emit.load(acc, at, lanes=size), i, position, lanes=size)
-        group = next(g for g in range(min(rows, _GROUP), 0, -1) if rows % g == 0)
+                sums = self._weighted_sums(args, width, p, prepared, terms)
+                for (i, *_), vectors in zip(terms, sums, strict=True):
+                    for acc, at, position, size in vectors:
+                        value = emit.load(acc, at, lanes=size)
+                        emit.store(middle, value, 0, i, position, lanes=size)
+
+    def _times_factors(
+        self, args: Arguments, rows: int, which: Expr, local: Expr, middle: Buffer, outputs: Buffer
+    ) -> None:
+        """outputs[r, local, :] = Σᵢ middle[which, i, r, :] Bᵢᵀ."""
+        group = self._group(rows)
         with T.serial(0, T.int64(rows // group)) as g, emit.opaque():
             sums = emit.accumulators(group, self.bh)
             for i in range(self.rank):
@@ -248,7 +347,8 @@ class _Kronecker:
                     args,
                     sums,
                     i,
-                    lambda r, c, i=i: middle[i, (g * group + r) * self.bw + c],
+                    which + local,
+                    lambda r, c, i=i: middle[which, i, (g * group + r) * self.bw + c],
                     clear=i == 0,
                 )
             for r, acc in enumerate(sums):
@@ -275,6 +375,11 @@ class _Kronecker:
                 write(self.chunk * self.bh, T.int64(0))
             with T.Else(), T.serial(0, count) as local:
                 write(self.bh, local * self.bh)
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most ``most``."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
 def _row_parts(position: int, size: int, height: int) -> list[tuple[int, int]]:
