@@ -92,7 +92,7 @@ class Layers:
         return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
     def sizes(self, place: int) -> tuple[Sizes, Sizes]:
-        """(Σ W² of each row, of each column) of a sparse layer."""
+        """(Σ W² of each row, of each column) of a sparse layer; see ``_sizes``."""
         return self._sizes[place]
 
     def total(self, groups: list[OrderGroup], orders: dict[int, Index]) -> float:
@@ -261,10 +261,9 @@ def _proposals(
     """Orders after which runs need fewer columns; layers in blocks need a larger gain."""
     as_it_is = np.arange(len(supports))
     proposals = {}
-    orders = {
-        "equal supports side by side": by_equality(supports, cell, sizes),
-        "similar supports side by side": by_similarity(supports, cell),
-    }
+    orders = {"similar supports side by side": by_similarity(supports, cell)}
+    if scattered:  # those of whole blocks lie side by side
+        orders = {"equal supports side by side": by_equality(supports, cell, sizes)} | orders
     for name, order in orders.items():
         ratios = [
             runs_needed(supports, order, run) / max(1, runs_needed(supports, as_it_is, run))
@@ -280,9 +279,9 @@ def _in_whole_blocks(weight: Weight) -> bool:
 
 
 def _sizes(weight: Weight) -> tuple[Sizes, Sizes]:
-    """(Σ W² of each row, of each column); nothing for factors."""
-    if isinstance(weight, KroneckerSum):
-        return np.zeros(0), np.zeros(0)
+    """(Σ W² of each row, of each column); alike where no factors can hide in another order."""
+    if isinstance(weight, KroneckerSum) or _in_whole_blocks(weight):
+        return np.ones(weight.shape[0]), np.ones(weight.shape[1])
     dense = dense_weight(weight)
     rows = np.einsum("nk,nk->n", dense, dense, dtype=np.float64)
     return rows, np.einsum("nk,nk->k", dense, dense, dtype=np.float64)

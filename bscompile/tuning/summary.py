@@ -252,8 +252,15 @@ def sparsity_map(weight: Weight) -> tuple[tuple[float, ...], ...]:
         return ((1.0,),)
     mask: npt.NDArray[np.bool_]
     mask = weight.mask() if isinstance(weight, BlockSparseMatrix) else weight.support
-    cells = np.array_split(mask, min(_MAP_SIDE, mask.shape[0]), axis=0)
-    count = min(_MAP_SIDE, mask.shape[1])
-    return tuple(
-        tuple(float(cell.mean()) for cell in np.array_split(row, count, axis=1)) for row in cells
-    )
+    rows, columns = (_cells(side) for side in mask.shape)
+    live = np.add.reduceat(mask.astype(np.float64), rows[0], axis=0)
+    live = np.add.reduceat(live, columns[0], axis=1) / np.outer(rows[1], columns[1])
+    return tuple(tuple(row) for row in live.tolist())
+
+
+def _cells(side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(where each cell begins, how long it is) along one side: as even as whole blocks allow."""
+    count = min(_MAP_SIDE, side)
+    lengths = np.full(count, side // count)
+    lengths[: side % count] += 1
+    return np.cumsum(lengths) - lengths, lengths
