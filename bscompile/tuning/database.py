@@ -90,8 +90,8 @@ class Database:
         new = {line: record for line, record in lines.items() if line not in self._lines}
         if new and self.path is not None:
             _append(self.path, "".join(f"{line}\n" for line in new))
-        for record in new.values():
-            self._keep(record)
+        for line, record in new.items():
+            self._keep(record, line)
         return len(new)
 
     def merge(self, other: Database) -> int:
@@ -128,12 +128,11 @@ class Database:
         if not line.strip():
             return
         try:
-            self._keep(TuningRecord.from_json(line))
+            self._keep(TuningRecord.from_json(line), line.strip())
         except ValueError as error:
             self.damaged.append(f"{place}: skipped, {error}")
 
-    def _keep(self, record: TuningRecord) -> None:
-        line = record.to_json()
+    def _keep(self, record: TuningRecord, line: str) -> None:
         if line not in self._lines:
             self._lines.add(line)
             self._by_key[record.key.digest].append(record)

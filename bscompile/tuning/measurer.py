@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ class Layer:
     uses: int = 1
     aside: bool = False
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         """What the layer poses in the form that it is in."""
         return problem_of(self.op, self.rows, self.dtype, self.context.typical_rows)
 
-    @property
+    @cached_property
     def key(self) -> TuningKey:
         """What its records are kept under."""
         return key_of(self.op, self.rows, self.dtype, self.context)

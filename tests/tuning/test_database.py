@@ -152,7 +152,7 @@ def test_a_record_of_other_hardware_or_code_is_never_applied(context, monkeypatc
         assert database.best(key) is None
         assert database.nearest(key) == []
     monkeypatch.setattr(keys, "code_version", lambda target: "another")
-    assert database.best(layer.key) is None
+    assert database.best(layer_of(block_sparse(), context).key) is None
 
 
 def test_keys_tell_apart_what_changes_the_time_and_nothing_else(context):
