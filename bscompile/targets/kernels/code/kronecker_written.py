@@ -3,8 +3,8 @@
 Where a loop adds up one block row after another, the sum over q reads a vector for every
 multiply-add. Here the sums of a group of block rows are in registers together and the code goes
 over the columns: it reads a column's vector once, and each sum that wants it adds it, times a
-coefficient whose place the instruction knows. A Zen 4 then takes 1.13 cycles for a multiply-add,
-not 1.6; the price is code, about 12 bytes for each.
+coefficient whose place the instruction knows. By itself that takes a Zen 4 1.13 cycles for a
+multiply-add, not 1.6; the price is code, about 12 bytes for each.
 
 Tiles of fewer rows, where x has no more, read the pattern from the same operands.
 """
