@@ -129,38 +129,6 @@ def test_kronecker_blocks(machine, block, rank, density, rng):
         check(machine, "kronecker", op, m, rng, config=config)
 
 
-@pytest.mark.parametrize("machine", [m for m in MACHINES if m.hardware.isa.startswith("avx")])
-@pytest.mark.parametrize(
-    ("block", "rank", "order"),
-    [
-        ((8, 8), 1, "b_first"),
-        ((8, 8), 2, "a_first"),
-        ((4, 16), 2, "b_first"),
-        ((5, 16), 1, "a_first"),
-    ],
-)
-def test_patterns_written_into_the_code(machine, block, rank, order, rng):
-    """Several groups of block rows, the last one smaller; rows that no whole tile covers."""
-    shape = (block[0] * 29, block[1] * 6)
-    op = LinearOp("layer", kronecker(rng, shape, block, rank, 0.2), ("bias", "relu", "residual"))
-    m = None if block == (8, 8) else 37
-    problem = problem_of(op, m, np.dtype(np.float32))
-    space = machine.template("kronecker").space(problem, machine.hardware)
-    config = next(c for c in space if (c["order"], c["pattern"]) == (order, "written"))
-    run = build_kernel(machine, "kronecker", op, m, config)
-    for rows in (3, 37) if m is None else (m,):
-        check_run(run, "kronecker", op, rows, rng)
-
-
-@pytest.mark.parametrize("machine", MACHINES[:1])
-def test_long_patterns_are_read(machine, rng):
-    op = LinearOp("layer", kronecker(rng, (8 * 110, 8 * 80), (8, 8), 1, 1.0))
-    space = machine.template("kronecker").space(
-        problem_of(op, 128, np.dtype(np.float32)), machine.hardware
-    )
-    assert {c["pattern"] for c in space} == {"read"}
-
-
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("epilogue", EPILOGUES)

@@ -31,8 +31,6 @@ CHAINS = 4  # vectors of sums, fewer of which leave the multiply-adds waiting fo
 NEAR = 0.75  # share of the nearest cache that holds what is read again
 COPY = 2.0  # units of copying a row of a block
 NEXT_ROW = 4.0  # units to go on to the next block row or column
-WRITTEN = 4096  # multiply-adds at most that have their place in the code
-WRITTEN_LOAD = 0.5  # units of reading a vector there, beside the multiply-adds
 
 
 class KroneckerTemplate(KernelTemplate):
@@ -46,13 +44,11 @@ class KroneckerTemplate(KernelTemplate):
             return ()
         lanes, (bh, bw) = lanes_of(hardware), problem.block
         configs = [
-            {"rows": rows, "tasks": tasks, "split": split, "order": order, "pattern": pattern}
+            {"rows": rows, "tasks": tasks, "split": split, "order": order}
             for order, side in (("b_first", bh), ("a_first", bw))
             for rows in _tile_sizes(problem, side, lanes, registers_of(hardware))
             for tasks in task_counts(hardware)
             for split in (("rows", "outputs") if tasks > 1 else ("rows",))
-            for pattern in ("read", "written")
-            if pattern == "read" or (split == "rows" and _writes(problem, hardware, rows, side))
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
@@ -74,19 +70,10 @@ class KroneckerTemplate(KernelTemplate):
         flat = rows * (bh if b_first else bw)
         vectors = vector_units(flat, lanes)
         held = 4.0 * block_cols * flat * (rank if b_first else 1)
-        if config["pattern"] == "written":
-            sums = 1 if b_first else rank
-            groups = -(-block_rows * sums // written_sums(registers_of(hardware)))
-            density = problem.nnzb / max(1, block_rows * block_cols)
-            wanted = 1.0 - (1.0 - density) ** (block_rows / groups)
-            loads = groups * block_cols * wanted * (rank if b_first else 1)
-            units = vectors * (problem.nnzb * rank + WRITTEN_LOAD * loads)
-            read, coefficients = 4.0 * lanes * loads * vectors, 0.0
-        else:
-            passes = 1 if b_first else -(-rank * vectors // registers_of(hardware))
-            units = problem.nnzb * (rank * vectors + passes * NEXT) + block_rows * NEXT_ROW
-            read = 4.0 * problem.nnzb * flat * (rank if b_first else passes)
-            coefficients = float(problem.nnzb * (itemsize(problem.dtype) * rank + 4))
+        passes = 1 if b_first else -(-rank * vectors // registers_of(hardware))
+        units = problem.nnzb * (rank * vectors + passes * NEXT) + block_rows * NEXT_ROW
+        read = 4.0 * problem.nnzb * flat * (rank if b_first else passes)
+        coefficients = float(problem.nnzb * (itemsize(problem.dtype) * rank + 4))
         # Columns are wanted in no order, so that a cache which holds a part of them serves that.
         near = min(1.0, NEAR * hardware.cache_bytes[0] / held)
         traffic = [
@@ -112,15 +99,12 @@ class KroneckerTemplate(KernelTemplate):
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
     ) -> Kernel:
         """Pack the live coefficients and generate the kernel."""
-        from bscompile.targets.kernels.code import kronecker, kronecker_written
+        from bscompile.targets.kernels.code import kronecker
 
         assert isinstance(weight, KroneckerSum)
         tasks = int(config["tasks"])
         operands = pack_factors(weight, tasks, problem.dtype)
-        generate = kronecker.generate
-        if config["pattern"] == "written":
-            generate = kronecker_written.generate
-        func = generate(
+        func = kronecker.generate(
             problem,
             operands,
             rows=int(config["rows"]),
@@ -131,27 +115,6 @@ class KroneckerTemplate(KernelTemplate):
             order=str(config["order"]),
         )
         return Kernel(func, operands)
-
-
-def written_sums(registers: int) -> int:
-    """Sums that registers hold where coefficients come as operands of the instruction."""
-    return registers * 3 // 2
-
-
-def _writes(problem: Problem, hardware: HardwareSpec, rows: int, side: int) -> bool:
-    """Whether the pattern may be in the code of tiles whose flat vector is [rows, side].
-
-    Instructions of x86 take a coefficient from anywhere; vectors of the flat one must not cross
-    rows of different blocks' outputs, and the code must stay small.
-    """
-    lanes = lanes_of(hardware)
-    return (
-        hardware.isa in ("avx512", "avx2")
-        and problem.nnzb * problem.rank <= WRITTEN
-        and side >= 4
-        and (side % lanes == 0 or lanes % side == 0)
-        and rows * side % lanes == 0
-    )
 
 
 def _tile_sizes(problem: Problem, side: int, lanes: int, registers: int) -> list[int]:

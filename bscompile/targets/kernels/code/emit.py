@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -304,11 +303,6 @@ def fetch_ahead(buffer: Buffer, at: Expr, count: int, ahead: int) -> None:
         address = buffer.access_ptr("r", offset=at + (ahead + line) // size)
         wanted = [T.int32(0), T.int32(2), T.int32(1)]  # to read, into the second cache, data
         T.evaluate(T.call_llvm_intrin("llvm.prefetch", address, *wanted, dtype="void"))
-
-
-def part(value: Expr, first: int, lanes: int) -> Expr:
-    """``lanes`` lanes of a vector beginning with ``first``."""
-    return tirx.Shuffle([value], [tirx.IntImm("int32", first + lane) for lane in range(lanes)])
 
 
 def store(buffer: Buffer, value: Expr, *index: Expr, lanes: int) -> None:

@@ -7,14 +7,12 @@ For a tile of rows, either
 * A first: Uᵢ = Σ A[p, q] x[., q, :] in registers, then y[p] = Σᵢ Uᵢ Bᵢᵀ.
 
 The sum over q multiplies by one scalar, so it treats a tile's [rows, d] (or [rows, c]) as flat:
-every lane is used whatever the block size. Zero coefficients are skipped: a loop reads where the
-live ones are. kronecker_written.py has that in its code instead.
+every lane is used whatever the block size. Zero coefficients are skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -55,39 +53,10 @@ def generate(
         split: What the tasks share: ``rows``, or ``outputs`` by bounds.
         order: ``b_first`` or ``a_first``.
     """
-    return Nest(problem, operands, rows, lanes, registers, tasks, split, order).generate()
+    return _Nest(problem, operands, rows, lanes, registers, tasks, split, order).generate()
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What the sum over q reads of a tile: for each q the same flat vector.
-
-    Attributes:
-        buffer: [q, flat]; or [flat / lanes, q · lanes].
-        lanes: 0 for the first.
-    """
-
-    buffer: Buffer
-    lanes: int = 0
-
-    def load(self, q: Expr, at: Expr, lanes: int) -> Expr:
-        """``lanes`` elements of the flat vector beginning at ``at``."""
-        return emit.load(self.buffer, *self._place(q, at), lanes=lanes)
-
-    def store(self, value: Expr, q: Expr, at: Expr, lanes: int) -> None:
-        """Write them."""
-        emit.store(self.buffer, value, *self._place(q, at), lanes=lanes)
-
-    def _place(self, q: Expr, at: Expr) -> tuple[Expr, Expr]:
-        if not self.lanes:
-            return q, at
-        if isinstance(at, int):
-            return at // self.lanes, q * self.lanes + at % self.lanes
-        lanes = T.int64(self.lanes)
-        return T.floordiv(at, lanes), q * lanes + T.floormod(at, lanes)
-
-
-class Nest:
+class _Nest:
     """The loops; arguments as of ``generate``."""
 
     def __init__(
@@ -116,9 +85,9 @@ class Nest:
         return emit.generate("kronecker", self.problem, self.operands, self._body)
 
     def _body(self, args: Arguments) -> None:
-        emit.for_rows_of(args, (self.rows, 4), lambda r: self.tiles(args, r))
+        emit.for_rows_of(args, (self.rows, 4), lambda r: self._tiles(args, r))
 
-    def tiles(self, args: Arguments, rows: int) -> None:
+    def _tiles(self, args: Arguments, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
         tiles = T.int64(emit.tile_count(args.m, rows))
 
@@ -127,9 +96,9 @@ class Nest:
                 p, self.tasks, self.split, tiles, self.block_rows, args.operands[4]
             )
             with emit.opaque():
-                prepared = self._prepared(rows)
+                prepared = T.sblock_alloc_buffer((self.block_cols, self._flat(rows)), "float32")
                 outputs = T.sblock_alloc_buffer((rows, self.chunk * self.bh), "float32")
-                middle = self._middle(rows)
+                middle = T.sblock_alloc_buffer((self.rank, rows * self.bw), "float32")
                 with emit.loop(*tile_range) as tile, emit.opaque():
                     row = T.bind(emit.tile_start(args.m, rows, tile))
                     with T.serial(0, T.int64(self.block_cols)) as q:
@@ -145,19 +114,13 @@ class Nest:
         """Elements of a tile's flat vector, all its terms where each has its own."""
         return rows * (self.bh * self.rank if self.b_first else self.bw)
 
-    def _prepared(self, rows: int) -> Prepared:
-        return Prepared(T.sblock_alloc_buffer((self.block_cols, self._flat(rows)), "float32"))
-
-    def _middle(self, rows: int) -> Buffer:
-        return T.sblock_alloc_buffer((1, self.rank, rows * self.bw), "float32")
-
     def _group(self, rows: int) -> int:
         """Rows whose block products are accumulated together."""
         most = max(1, _CHAINS // len(pieces(self.bh, self.lanes)))
-        return divisor(rows, most)
+        return _divisor(rows, most)
 
     def _block_products(
-        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Prepared
+        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Buffer
     ) -> None:
         """prepared[q, i, r, :] = x[row + r, q, :] Bᵢᵀ."""
         group = self._group(rows)
@@ -171,7 +134,7 @@ class Nest:
                     for r, acc in enumerate(sums):
                         for at, size in pieces(self.bh, self.lanes):
                             to = (i * rows + g * group + r) * self.bh + at
-                            prepared.store(emit.load(acc, at, lanes=size), q, to, size)
+                            emit.store(prepared, emit.load(acc, at, lanes=size), q, to, lanes=size)
 
     def _times_factor(
         self, args: Arguments, sums: list[Buffer], i: int, turn: Expr, x: Any, clear: bool = True
@@ -210,15 +173,16 @@ class Nest:
         return T.bind(T.cast(T.shift_right(some, T.int32(31)), "int64"))
 
     def _copy_inputs(
-        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Prepared
+        self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Buffer
     ) -> None:
         """prepared[q, r, :] = x[row + r, q, :]."""
-        group = divisor(rows, _COPIED)
+        group = _divisor(rows, _COPIED)
         with T.serial(0, T.int64(rows // group)) as g, emit.opaque():
             for r in range(group):
                 for at, size in pieces(self.bw, self.lanes):
                     value = emit.load(args.x, row + g * group + r, q * self.bw + at, lanes=size)
-                    prepared.store(value, q, (g * group + r) * self.bw + at, size)
+                    to = (g * group + r) * self.bw + at
+                    emit.store(prepared, value, q, to, lanes=size)
 
     def _outputs(
         self,
@@ -226,7 +190,7 @@ class Nest:
         rows: int,
         row: Expr,
         row_range: tuple[Expr, Expr],
-        prepared: Prepared,
+        prepared: Buffer,
         outputs: Buffer,
         middle: Buffer,
     ) -> None:
@@ -241,7 +205,7 @@ class Nest:
                     self._sum_products(args, rows, p, local, prepared, outputs)
                 else:
                     self._sum_inputs(args, rows, p, prepared, middle)
-                    self._times_factors(args, rows, T.int64(0), local, middle, outputs)
+                    self._times_factors(args, rows, local, middle, outputs)
             self._finish(args, rows, row, begin * self.bh, count, outputs)
 
     def _weighted_sums(
@@ -249,7 +213,7 @@ class Nest:
         args: Arguments,
         width: int,
         p: Expr,
-        prepared: Prepared,
+        prepared: Buffer,
         terms: Sequence[tuple[int, int, int]],
     ) -> list[list[tuple[Buffer, int, int, int]]]:
         """Sum s: Σ_q Σ coefficient[q, i] prepared[q, offset : offset + width] over its terms.
@@ -287,7 +251,7 @@ class Nest:
                 for acc, at, position, size in sums[s]:
                     key = (offset, position)
                     if key not in values:
-                        values[key] = T.bind(prepared.load(q, offset + position, size))
+                        values[key] = T.bind(emit.load(prepared, q, offset + position, lanes=size))
                     product = emit.splat(a, size) * values[key]
                     emit.store(acc, emit.load(acc, at, lanes=size) + product, at, lanes=size)
 
@@ -308,7 +272,7 @@ class Nest:
         return every[0]
 
     def _sum_products(
-        self, args: Arguments, rows: int, p: Expr, local: Expr, prepared: Prepared, outputs: Buffer
+        self, args: Arguments, rows: int, p: Expr, local: Expr, prepared: Buffer, outputs: Buffer
     ) -> None:
         """outputs[r, local, :] = Σ_q Σᵢ Aᵢ[p, q] prepared[q, i, r, :]."""
         width = rows * self.bh
@@ -321,9 +285,9 @@ class Nest:
                 emit.store(outputs, value, r, local * self.bh + d, lanes=part_size)
 
     def _sum_inputs(
-        self, args: Arguments, rows: int, p: Expr, prepared: Prepared, middle: Buffer
+        self, args: Arguments, rows: int, p: Expr, prepared: Buffer, middle: Buffer
     ) -> None:
-        """middle[0, i, :] = Σ_q Aᵢ[p, q] prepared[q, :]; terms share what they read."""
+        """middle[i, :] = Σ_q Aᵢ[p, q] prepared[q, :]; terms share what they read."""
         width = rows * self.bw
         together = max(1, self.registers // len(pieces(width, self.lanes)))
         for first in range(0, self.rank, together):
@@ -333,12 +297,12 @@ class Nest:
                 for (i, *_), vectors in zip(terms, sums, strict=True):
                     for acc, at, position, size in vectors:
                         value = emit.load(acc, at, lanes=size)
-                        emit.store(middle, value, 0, i, position, lanes=size)
+                        emit.store(middle, value, i, position, lanes=size)
 
     def _times_factors(
-        self, args: Arguments, rows: int, which: Expr, local: Expr, middle: Buffer, outputs: Buffer
+        self, args: Arguments, rows: int, local: Expr, middle: Buffer, outputs: Buffer
     ) -> None:
-        """outputs[r, local, :] = Σᵢ middle[which, i, r, :] Bᵢᵀ."""
+        """outputs[r, local, :] = Σᵢ middle[i, r, :] Bᵢᵀ."""
         group = self._group(rows)
         with T.serial(0, T.int64(rows // group)) as g, emit.opaque():
             sums = emit.accumulators(group, self.bh)
@@ -347,8 +311,8 @@ class Nest:
                     args,
                     sums,
                     i,
-                    which + local,
-                    lambda r, c, i=i: middle[which, i, (g * group + r) * self.bw + c],
+                    local,
+                    lambda r, c, i=i: middle[i, (g * group + r) * self.bw + c],
                     clear=i == 0,
                 )
             for r, acc in enumerate(sums):
@@ -377,7 +341,7 @@ class Nest:
                 write(self.bh, local * self.bh)
 
 
-def divisor(number: int, most: int) -> int:
+def _divisor(number: int, most: int) -> int:
     """The largest divisor of a number that is at most ``most``."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
