@@ -172,8 +172,15 @@ def _price(
 
 
 def _lacking(op: LinearOp, problem: Problem, context: TargetContext) -> TargetError:
-    """No template takes a dtype: say which ones some template takes."""
+    """No template takes a problem: say whether for its open rows, or which dtypes are taken."""
     named = ":".join(filter(None, (context.target.name, context.variant)))
+    if problem.m is None:
+        fixed = replace(problem, m=context.typical_rows)
+        if _price(_dense(op, fixed), templates_for(op, fixed, context), context):
+            return TargetError(
+                f"{op.name}: target {named} needs fixed shapes, and its rows are symbolic",
+                "give the length by its name, such as --dim batch=1",
+            )
     taken = [
         precision
         for precision in PRECISIONS

@@ -56,6 +56,17 @@ def test_a_dtype_that_it_lacks(target, dtype, known, model, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("target", ["opencl:any", "webgpu", "metal", "rocm"])
+def test_a_length_that_is_open(target, tmp_path, capsys):
+    path, out = tmp_path / "open.onnx", tmp_path / "model.bsc"
+    onnx.save(sparse_mlp(rows="batch"), path)
+    line = refused(capsys, "build", path, "--target", target, "-o", out, "-q")
+    assert f"target {target} needs fixed shapes" in line
+    assert "--dim batch=" in line
+    assert not out.exists()
+    assert main(["inspect", str(path), "--target", target, "--dim", "batch=1"]) == 0
+
+
 def test_half_precision_on_a_device_without_it(model, tmp_path, capsys):
     out = tmp_path / "model.bsc"
     words = ["build", str(model), "--target", "opencl:any", "--dtype", "fp16", "-o", str(out)]
