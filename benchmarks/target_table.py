@@ -87,7 +87,7 @@ def executed(adapter: Adapter) -> dict[str, Any]:
     return {
         "on": place(adapter),
         "errors": errors,
-        "models": models(adapter.target),
+        "models": models(adapter),
         "blocks": blocks(adapter.context),
     }
 
