@@ -10,7 +10,8 @@ built; where that is too much, some groups at a time make a Conv of their own:
       -> Concat(Conv(x[:, :c/s]), .., Conv(x[:, -c/s:]))      s parts of g/s groups each
 
 Refuses: kernels that are computed, dtypes other than float32. A Conv with one input and one output
-channel for each group stays: targets have code of their own for depthwise convolutions.
+channel for each group stays: targets have code of their own for depthwise convolutions. So does one
+that only lists windows: it is a part of a factorized convolution.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bscompile.passes.absorb_windows import listing_geometry
 from bscompile.passes.base import GraphPass
 from bscompile.passes.graph import add_initializer, constant, is_op, layer_name, replace
 
@@ -43,6 +45,8 @@ class MergeGroups(GraphPass):
             if groups == 1 or kernel is None or not kernel.size or not 3 <= kernel.ndim <= 4:
                 continue
             if _is_depthwise(node, kernel, groups) or kernel.dtype != np.float32:
+                continue
+            if listing_geometry(node) is not None:  # for AbsorbWindows: a factorized convolution
                 continue
             name = layer_name(node, node.inputs[1])
             parts = _parts(kernel, groups)
