@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bscompile.targets import get_target, variant_of
@@ -73,7 +74,7 @@ def _plain(context: TargetContext) -> tuple[type, dict[str, Any]]:
     spec = context.hardware
     body = {f.name: getattr(spec, f.name) for f in fields(spec)}
     # Read-only views do not pickle.
-    views = {"peak_gflops": dict(spec.peak_gflops), "extensions": dict(spec.extensions)}
+    views = {n: dict(value) for n, value in body.items() if isinstance(value, MappingProxyType)}
     return type(spec), body | views
 
 
