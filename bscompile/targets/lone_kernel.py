@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from bscompile.targets.base import Array
@@ -73,11 +75,16 @@ class LoneKernel(ABC):
 class CountedKernel(LoneKernel):
     """A kernel whose measure is a count, such as cycles, in seconds at a nominal rate.
 
-    Running and counting are one thing: what the last run took is what is told.
+    Running and counting are one thing: what a run took is told afterwards. Layers that differ in
+    their pattern alone share a kernel, so that each has its own count.
     """
 
     exact = True
-    _spent: float = 0.0
+
+    @cached_property
+    def _spent(self) -> dict[bytes, float]:
+        """Digest of the arrays of a run -> what it took."""
+        return {}
 
     @abstractmethod
     def count(self, arrays: Sequence[Array], y: Array) -> tuple[Array, float]:
@@ -85,11 +92,19 @@ class CountedKernel(LoneKernel):
 
     def run(self, arrays: Sequence[Array], y: Array) -> Array:
         """Call it once; what that took is kept."""
-        result, self._spent = self.count(arrays, y)
+        result, self._spent[_digest(arrays)] = self.count(arrays, y)
         return result
 
     def times(self, arrays: Sequence[Array], number: int, repeat: int) -> list[float]:
-        """The count of the last run, as often as it was asked for."""
-        if not self._spent:
+        """The count of the run with these arrays, as often as it was asked for."""
+        given = _digest(arrays[:-1])
+        if given not in self._spent:
             self.run(arrays[:-1], arrays[-1])
-        return [self._spent] * repeat
+        return [self._spent[given]] * repeat
+
+
+def _digest(arrays: Sequence[Array]) -> bytes:
+    digest = hashlib.blake2b()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.digest()
