@@ -73,7 +73,9 @@ def test_static_shapes(exported, family, weights, tmp_path):
     if weights == "dense":
         assert forms == {"dense"}
     if weights == "kronecker":
-        assert any(layer.rank for layer in report.layers), "no factors were recovered"
+        # Whether they run as factors or as blocks is the cost model's to say.
+        recovered = [n for n in report.notes if n.pass_name == "RecoverFactors" and n.applied]
+        assert recovered, "no factors were recovered"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
