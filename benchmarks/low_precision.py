@@ -101,7 +101,7 @@ def ours(
 
     from bscompile.dialect import LinearOp
     from bscompile.dialect.precision import PRECISIONS as DTYPES
-    from bscompile.dialect.precision import in_precision, kernel_weight
+    from bscompile.dialect.precision import in_precision, kernel_weight, precision_of
     from bscompile.targets.base import problem_of
     from bscompile.targets.cpu.build import compile_kernel
     from bscompile.targets.planner import plan
@@ -112,7 +112,7 @@ def ours(
         dtype = DTYPES[precision]
         choice = plan(op, ROWS, dtype, context)
         op = in_precision(op.with_weight(choice.weight), dtype)
-        problem = problem_of(op, ROWS, dtype)
+        problem = problem_of(op, ROWS, precision_of(op.weight))
         template = context.target.template(choice.template)
         kernel = template.build(problem, kernel_weight(op), choice.config, context.hardware)
         function = compile_kernel(kernel.prim_func, context.hardware).jit()["kernel"]
@@ -120,7 +120,8 @@ def ours(
         output = tvm.runtime.tensor(np.zeros((ROWS, op.shape[0]), np.float32))
         stages.append((function, operands, output))
         short = choice.template.removeprefix("block_sparse_")
-        names.append(f"{short} {problem.block[0]}x{problem.block[1]}")
+        stays = "" if problem.dtype == precision else f" {problem.dtype}"
+        names.append(f"{short} {problem.block[0]}x{problem.block[1]}{stays}")
     held = tvm.runtime.tensor(x)
 
     def run() -> np.ndarray:

@@ -98,16 +98,25 @@ def kernel_weight(op: LinearOp) -> Weight:
     return QuantizedMatrix.of(op.weight, op.quantization)
 
 
-def in_precision(op: LinearOp, dtype: np.dtype[Any]) -> LinearOp:
-    """The layer with its weight in ``dtype``; the op itself where it is in that already.
+def form_precision(form: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What a weight in some form is multiplied in where ``dtype`` is asked for.
 
-    A Kronecker sum has no one scale for each output, so int8 merges it.
+    A Kronecker sum has no one scale for each output: asked for int8 it stays in float32, and
+    where that is slower than to merge it, the planner merges.
     """
+    return PRECISIONS["float32"] if form == "kronecker" and dtype == np.int8 else dtype
+
+
+def in_precision(op: LinearOp, dtype: np.dtype[Any]) -> LinearOp:
+    """The layer with its weight in ``dtype``, or what its form is multiplied in where not that.
+
+    The op itself where it is in that already.
+    """
+    dtype = form_precision(op.form, dtype)
     if precision_of(op.weight) == dtype:
         return op
     if dtype == np.int8:
-        whole = op.weight.to_block_sparse() if isinstance(op.weight, KroneckerSum) else op.weight
-        weight, scale = quantize_weight(whole)
+        weight, scale = quantize_weight(op.weight)
         return LinearOp(op.name, weight, op.epilogue, op.conv, Quantization(scale))
     return op.with_weight(cast_weight(op.weight, dtype))
 

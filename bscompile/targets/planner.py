@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import LinearOp, Weight, dense_weight
-from bscompile.dialect.precision import PRECISIONS
+from bscompile.dialect.precision import PRECISIONS, form_precision
 from bscompile.errors import TargetError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import (
@@ -209,7 +209,8 @@ def _sparse_candidates(op: LinearOp, problem: Problem) -> Iterator[Candidate]:
     rank = 0
     if isinstance(weight, KroneckerSum):
         rank = weight.rank
-        yield Candidate(f"factorized {_size(weight.block)} rank {rank}", problem, lambda: weight)
+        label = f"factorized {_size(weight.block)} rank {rank}"
+        yield Candidate(label, _factors(problem), lambda: weight)
     merged = replace(problem, form="block_sparse", rank=0)
     yield Candidate(f"block-sparse {_size(merged.block)}", merged, lambda: _block_sparse(weight))
     live = _live_blocks(weight)
@@ -221,6 +222,12 @@ def _sparse_candidates(op: LinearOp, problem: Problem) -> Iterator[Candidate]:
             other,
             lambda block=block: _block_sparse(weight).reblock(block),  # type: ignore[misc]
         )
+
+
+def _factors(problem: Problem) -> Problem:
+    """A factorized layer's problem in what its factors are multiplied in."""
+    dtype = form_precision(problem.form, PRECISIONS[problem.dtype]).name
+    return problem if dtype == problem.dtype else replace(problem, dtype=dtype, activation="")
 
 
 def _block_sparse(weight: BlockSparseMatrix | KroneckerSum) -> BlockSparseMatrix:
@@ -293,7 +300,15 @@ def _reason(
     gain = f"expected {dense.seconds / chosen.seconds:.1f} times as fast as dense"
     block = chosen.candidate.problem.block
     if chosen.candidate.problem.form == "kronecker":
-        return f"runs factorized, rank {problem.rank}: {share}, {gain}"
+        own = chosen.candidate.problem.dtype
+        if own == problem.dtype:
+            return f"runs factorized, rank {problem.rank}: {share}, {gain}"
+        merged = [e.seconds for e in priced if e.candidate.problem.form == "block_sparse"]
+        than = f", {merged[0] / chosen.seconds:.1f} times as merged" if merged else ""
+        return (
+            f"runs factorized, rank {problem.rank}, in {own}: {share}, "
+            f"{gain}{than} in {problem.dtype}"
+        )
     if block == problem.block:
         return f"runs block-sparse: {share}, {gain}"
     return f"runs block-sparse in {_size(block)} blocks: {share}, {gain}"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bscompile.dialect import TENSOR_STEPS, LinearOp, Weight, evaluate
 from bscompile.dialect.forms import in_form
-from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight
+from bscompile.dialect.precision import PRECISIONS, form_precision, in_precision, kernel_weight
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
 from bscompile.tuning.compiled import CompiledKernels
@@ -72,9 +72,7 @@ class Bench:
             for step in op.epilogue
             if step in TENSOR_STEPS
         )
-        # A convolution's kernel sees windows as rows, like any other matmul.
-        matmul = in_precision(replace(op, conv=None), dtype)
-        self._wanted = evaluate(matmul, self._x, self._tensors)
+        self._references: dict[np.dtype[Any], Array] = {}
         self._shape = (m, n)
 
     def measure(
@@ -87,13 +85,27 @@ class Bench:
         session = self._runner.connect(self._target.device)
         loaded = [self._load(variant, template, session) for variant, template in variants]
         with _turn(self._turns):
-            errors = [kernel.error(self._wanted) for kernel in loaded]
+            errors = [
+                kernel.error(self._wanted(variant.form))
+                for kernel, (variant, _) in zip(loaded, variants, strict=True)
+            ]
             right = [error <= self._tolerance for error in errors]
             times = _in_turns(loaded, right, rounds, give_up)
         return [
             Measurement(OK, tuple(seconds), error) if fine else _wrong(error)
             for seconds, error, fine in zip(times, errors, right, strict=True)
         ]
+
+    def _wanted(self, form: str) -> Array:
+        """What the layer means in the precision that a form of it is multiplied in."""
+        dtype = form_precision(form, self._dtype)
+        if dtype not in self._references:
+            # A convolution's kernel sees windows as rows, like any other matmul.
+            matmul, weight = replace(self._op, conv=None), self._op.weight
+            if isinstance(weight, KroneckerSum) and dtype != form_precision("kronecker", dtype):
+                matmul = matmul.with_weight(weight.to_block_sparse())
+            self._references[dtype] = evaluate(in_precision(matmul, dtype), self._x, self._tensors)
+        return self._references[dtype]
 
     @property
     def _tolerance(self) -> float:
@@ -107,7 +119,8 @@ class Bench:
     def _load(self, variant: Variant, template: KernelTemplate, session: Session) -> _Loaded:
         weight = in_form(self._op.weight, variant.form, variant.block)
         op = self._op.with_weight(weight)
-        problem = problem_of(op, self._rows, self._dtype, self._typical_rows)
+        dtype = form_precision(op.form, self._dtype)
+        problem = problem_of(op, self._rows, dtype, self._typical_rows)
         kernel = template.build(problem, kernel_weight(op), variant.config, self._hardware)
         executable = self._compiled.get(kernel.prim_func, self._target, self._hardware)
         module, device = session.load(executable)

@@ -167,7 +167,7 @@ def test_asymmetric_weights_are_left_to_plain_operators(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "int8"])
 def test_convolutions_and_factorized_layers(dtype, tmp_path):
-    """int8 leaves convolutions in float32; the others take every linear layer."""
+    """int8 leaves convolutions and fast factors in float32; the others take every layer."""
     rng = np.random.default_rng(3)
     kernel = blocky((32, 16 * 9), (8, 8), density=0.4).reshape(32, 16, 3, 3)
     a = (rng.standard_normal((2, 8, 16)) * (rng.random((8, 16)) < 0.2)).astype(np.float32)
@@ -185,7 +185,8 @@ def test_convolutions_and_factorized_layers(dtype, tmp_path):
     compiled = build(path, dtype=dtype, output=tmp_path / "model.bsc")
     conv, matmul = compiled.report.layers
     assert (conv.dtype == "float32") == (dtype == "int8")
-    assert matmul.dtype != "float32"
+    assert (matmul.dtype == "float32") == (dtype == "int8")
+    assert ("in float32: " in matmul.reason) == (dtype == "int8")
     assert matmul.found == "kronecker"
     assert verify(tmp_path / "model.bsc", path, samples=1).passed
 

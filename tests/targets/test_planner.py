@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bscompile.dialect import LinearOp
+from bscompile.dialect.precision import in_precision, precision_of
 from bscompile.errors import TargetError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets import get_target
@@ -15,6 +16,7 @@ from bscompile.targets.base import HardwareSpec, TargetContext
 from bscompile.targets.planner import count_blocks, plan
 
 FLOAT = np.dtype(np.float32)
+PEAKS = {"float32": 118.0, "int8": 472.0}  # of one core with VNNI
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,30 @@ def test_a_high_rank_is_merged(context):
     weight = KroneckerSum(a.astype(np.float32), np.ones((16, 8, 8), np.float32))
     choice = plan(LinearOp("layer", weight), 128, FLOAT, context)
     assert isinstance(choice.weight, BlockSparseMatrix)
+
+
+@pytest.mark.parametrize(("rank", "form"), [(1, "kronecker"), (8, "block_sparse")])
+def test_factors_meet_the_merged_weight_in_int8(context, rank, form):
+    """Factors have no int8 form: they run in float32 where that is faster, and only there."""
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((rank, 96, 384)) * (rng.random((96, 384)) < 0.1)
+    weight = KroneckerSum(a.astype(np.float32), np.ones((rank, 8, 8), np.float32))
+    op = LinearOp("layer", weight)
+    narrow = replace(context.hardware, features=("avx512_vnni",), peak_gflops=PEAKS)
+    context = replace(context, hardware=narrow)
+    choice = plan(op, 128, np.dtype(np.int8), context)
+    assert choice.form == form
+    assert {f"factorized 8x8 rank {rank}", "block-sparse 8x8"} <= dict(choice.considered).keys()
+    stored = in_precision(op.with_weight(choice.weight), np.dtype(np.int8))
+    assert precision_of(stored.weight) == (np.float32 if form == "kronecker" else np.int8)
+    in_float = plan(op, 128, FLOAT, context)
+    if form == "kronecker":
+        assert choice.seconds == in_float.seconds
+        gain = dict(choice.considered)["block-sparse 8x8"] / choice.seconds
+        assert "rank 1, in float32: " in choice.reason
+        assert f"{gain:.1f} times as merged in int8" in choice.reason
+    else:
+        assert choice.seconds < in_float.seconds
 
 
 def test_a_dense_layer_stays_dense(context):

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bscompile import targets
@@ -56,6 +57,16 @@ def test_each_form_is_built_checked_and_timed(measurer, here, weight, epilogue):
     results = measurer.measure(list(kinds.values()), rounds=3)
     assert [r.status for r in results] == [OK] * len(kinds), results
     assert all(len(r.seconds) == 3 and 0 < min(r.seconds) < 0.1 for r in results)
+    assert all(r.error is not None and r.error < 1e-5 for r in results)
+
+
+def test_factors_in_float_and_merged_in_int8_each_meet_their_own_meaning(measurer, here):
+    layer = replace(layer_of(kronecker(), here), dtype=np.dtype(np.int8))
+    measurer.open(layer)
+    kinds = {v.form: v for v in reversed(all_variants(layer))}
+    assert set(kinds) == {"kronecker", "block_sparse", "dense"}
+    results = measurer.measure(list(kinds.values()), rounds=1)
+    assert [r.status for r in results] == [OK] * len(kinds), results
     assert all(r.error is not None and r.error < 1e-5 for r in results)
 
 
