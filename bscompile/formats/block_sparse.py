@@ -201,6 +201,18 @@ class BlockSparseMatrix:
         values = grid.reshape(len(merged), bh, bw)
         return _from_blocks(values, merged // max(cols, 1), merged % max(cols, 1), self.shape)
 
+    def take_block_rows(self, rows: npt.NDArray[np.int64]) -> BlockSparseMatrix:
+        """Some block rows, none of which reaches over the edge, in the order given."""
+        counts = np.diff(self.indptr)[rows]
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        taken = np.repeat(self.indptr[rows] - indptr[:-1], counts) + np.arange(indptr[-1])
+        return BlockSparseMatrix(
+            values=self.values[taken],
+            indices=self.indices[taken],
+            indptr=indptr.astype(np.int32),
+            shape=(len(rows) * self.block[0], self.shape[1]),
+        )
+
     def astype(self, dtype: npt.DTypeLike) -> BlockSparseMatrix:
         """The same pattern with values of another dtype."""
         return BlockSparseMatrix(

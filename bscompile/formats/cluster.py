@@ -19,6 +19,7 @@ import numpy.typing as npt
 Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.int64]
 Sizes = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.float32]
 
 _LEVELS = 6  # up to runs of 64
 _COLUMNS = 1 << 14  # of a support that are looked at; more are sampled
@@ -31,8 +32,8 @@ def by_similarity(supports: Mask, cell: int) -> Index:
         supports: bool [features, columns].
         cell: Features that stay together, in their place: an order is found in each cell.
     """
-    looked_at = _sampled(supports)
-    return _cell_by_cell(len(supports), cell, lambda part: _paired_order(looked_at[part]))
+    looked_at, counts = _distinct(_sampled(supports))
+    return _cell_by_cell(len(supports), cell, lambda part: _paired_order(looked_at[part], counts))
 
 
 def by_equality(supports: Mask, cell: int, sizes: Sizes | None = None) -> Index:
@@ -74,6 +75,15 @@ def _sampled(supports: Mask) -> Mask:
     return np.ascontiguousarray(supports[:, chosen])
 
 
+def _distinct(supports: Mask) -> tuple[Mask, Counts]:
+    """The columns without those that equal the one before, and how many each stands for."""
+    starts = np.ones(supports.shape[1], bool)
+    starts[1:] = (supports[:, 1:] != supports[:, :-1]).any(axis=0)
+    places = np.flatnonzero(starts)
+    counts = np.diff(places, append=supports.shape[1]).astype(np.float32)
+    return np.ascontiguousarray(supports[:, places]), counts
+
+
 def _equal_order(supports: Mask, sizes: Sizes) -> Index:
     """Classes of equal supports in the order of their first members."""
     members = [m for same in _classes(supports) for m in sorted(same, key=sizes.__getitem__)]
@@ -88,14 +98,14 @@ def _classes(supports: Mask) -> list[list[int]]:
     return list(members.values())
 
 
-def _paired_order(supports: Mask) -> Index:
+def _paired_order(supports: Mask, counts: Counts) -> Index:
     whole = [np.array([feature]) for feature in range(len(supports))]
     rest: list[Index] = []  # what found no partner goes to the end, the largest first
     needed = supports
     for _ in range(_LEVELS):
         if len(whole) < 2:
             break
-        pairs, single = _pairs(needed)
+        pairs, single = _pairs(needed, counts)
         if single is not None:
             rest.insert(0, whole[single])
         whole = [np.concatenate([whole[a], whole[b]]) for a, b in pairs]
@@ -103,12 +113,12 @@ def _paired_order(supports: Mask) -> Index:
     return np.concatenate([*whole, *rest]).astype(np.int64)
 
 
-def _pairs(needed: Mask) -> tuple[list[tuple[int, int]], int | None]:
+def _pairs(needed: Mask, counts: Counts) -> tuple[list[tuple[int, int]], int | None]:
     """Every item with the most similar one that is free; one may be left over."""
     pairs, free = _equal_pairs(needed)
     items = np.array(free)
     if len(items) > 1:
-        pairs += _similar_pairs(needed, items)
+        pairs += _similar_pairs(needed, items, counts)
     taken = {item for pair in pairs for item in pair}
     single = next((item for item in range(len(needed)) if item not in taken), None)
     return sorted(pairs), single
@@ -124,11 +134,11 @@ def _equal_pairs(needed: Mask) -> tuple[list[tuple[int, int]], list[int]]:
     return pairs, sorted(free)
 
 
-def _similar_pairs(needed: Mask, items: Index) -> list[tuple[int, int]]:
+def _similar_pairs(needed: Mask, items: Index, counts: Counts) -> list[tuple[int, int]]:
     """Mutually nearest ones in rounds; whoever is left in the end is paired as they stand."""
     alive = needed[items].astype(np.float32)
-    size = alive.sum(axis=1)
-    both = alive @ alive.T
+    size = alive @ counts
+    both = (alive * counts) @ alive.T
     either = size[:, None] + size[None] - both
     similarity = np.where(either > 0, both / np.maximum(either, 1), 1).astype(np.float32)
     np.fill_diagonal(similarity, -1)

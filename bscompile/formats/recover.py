@@ -121,11 +121,14 @@ def _search(
     bounds = []
     for block in candidates:
         limit = _rank_limit(dense.shape, block)
-        for count in (limit + 4, _SAMPLE):
-            sample = _sampled_blocks(dense, block, positions, count)
-            # Fewer columns cannot have a higher rank; small matrices keep BLAS on one thread.
-            used = rng.permutation(np.flatnonzero(sample.any(axis=0)))[: 2 * limit + 8]
-            rank = _rank(sample[:, used], precision)
+        few = rng.permutation(block[0] * block[1])[: 2 * limit + 8]
+        for count, columns in ((limit + 4, few), (_SAMPLE, None)):
+            sample = _sampled_blocks(dense, block, positions, count, columns)
+            if columns is None:  # small matrices keep BLAS on one thread
+                sample = sample[:, rng.permutation(np.flatnonzero(sample.any(axis=0)))]
+                sample = sample[:, : 2 * limit + 8]
+            # Fewer columns cannot have a higher rank.
+            rank = _rank(sample, precision)
             # With few live blocks the sample is all of them; independent ones are no sum of terms.
             if rank > limit or rank >= _STORAGE * len(sample):
                 break
@@ -225,8 +228,24 @@ def _rank(R: Array, precision: Precision) -> int:
         singular = np.linalg.svd(R, compute_uv=False)
     else:
         gram = R @ R.T if R.shape[0] < R.shape[1] else R.T @ R
+        if _is_full(gram, precision):
+            return len(gram)
         singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
     return int((singular > precision.rank * singular[0]).sum())
+
+
+def _is_full(gram: Array, precision: Precision) -> bool:
+    """Whether no singular value is noise, by a quick test that is sure where it says so.
+
+    The trace is no less than the largest eigenvalue, and Cholesky's factorization of what
+    remains after a multiple of it is taken off exists only where all eigenvalues are larger.
+    """
+    noise = precision.rank**2 * np.trace(gram)
+    try:
+        np.linalg.cholesky(gram - noise * np.eye(len(gram)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _row_space(R: Array, precision: Precision) -> tuple[Array, Array]:
@@ -255,18 +274,19 @@ def _live_positions(dense: Array, rng: np.random.Generator, wanted: int = 4096) 
 
 
 def _sampled_blocks(
-    dense: Array, block: tuple[int, int], positions: Array, count: int
+    dense: Array, block: tuple[int, int], positions: Array, count: int, columns: Array | None
 ) -> npt.NDArray[np.float64]:
-    """Up to ``count`` different live blocks as rows [count, bh bw]."""
-    (out, inner), (bh, bw) = dense.shape, block
+    """Up to ``count`` different live blocks as rows [count, bh bw], or some columns of these."""
+    inner, (bh, bw) = dense.shape[1], block
     positions = positions[: 8 * count] if len(positions) > 1000 else positions
     grid = (positions // inner // bh) * (inner // bw) + positions % inner // bw
     _, first = np.unique(grid, return_index=True)
     chosen = grid[np.sort(first)[:count]]
-    tiles = dense.reshape(out // bh, bh, inner // bw, bw)
     rows, cols = chosen // (inner // bw), chosen % (inner // bw)
-    blocks = tiles[rows, :, cols, :].reshape(len(chosen), bh * bw)
-    return np.asarray(blocks, np.float64)
+    corners = rows * (bh * inner) + cols * bw
+    entries = np.arange(bh * bw) if columns is None else columns
+    places = corners[:, None] + (entries // bw * inner + entries % bw)
+    return np.asarray(dense.reshape(-1).take(places), np.float64)
 
 
 def _is_float16_rounded(dense: Array) -> bool:

@@ -142,10 +142,10 @@ def cheapest_cut(
 ) -> tuple[Index, list[Weight]] | None:
     """What to keep and the new weights; None if no cut leaves the layers better off."""
     step = _common_step(layers)
-    whole = _kept(removable, step)
+    whole, alone = _kept(removable, step), _kept(removable, 1)
     before = sum(stored(layer.op.weight) for layer in layers)
     best: tuple[int, Index, list[Weight]] | None = None
-    for keep in (whole, _kept(removable, 1)):
+    for keep in (whole,) if np.array_equal(whole, alone) else (whole, alone):
         if len(keep) == group.size:
             continue
         weights = [_cut(layer, keep) for layer in layers]

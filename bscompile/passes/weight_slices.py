@@ -43,16 +43,16 @@ def granularity(weight: Weight) -> tuple[int, int]:
 
 def take_rows(weight: Weight, keep: Index) -> Weight | None:
     """The kept rows, in the same form; None where Kronecker factors cannot express them."""
+    if isinstance(weight, np.ndarray):
+        return np.ascontiguousarray(weight[keep])
+    side = weight.block[0]
+    blocks = keep[::side] // side
+    whole = np.array_equal((blocks[:, None] * side + np.arange(side)).reshape(-1), keep)
     if isinstance(weight, KroneckerSum):
-        side = weight.block[0]
-        blocks = keep[::side] // side
-        whole = (blocks[:, None] * side + np.arange(side)).reshape(-1)
-        if not np.array_equal(whole, keep):
-            return None
-        return KroneckerSum(np.ascontiguousarray(weight.a[:, blocks]), weight.b)
-    if isinstance(weight, BlockSparseMatrix):
-        return BlockSparseMatrix.from_dense(weight.to_dense()[keep], weight.block)
-    return np.ascontiguousarray(weight[keep])
+        return KroneckerSum(np.ascontiguousarray(weight.a[:, blocks]), weight.b) if whole else None
+    if whole:
+        return weight.take_block_rows(blocks)
+    return BlockSparseMatrix.from_dense(weight.to_dense()[keep], weight.block)
 
 
 def take_columns(weight: Weight, keep: Index) -> Weight | None:

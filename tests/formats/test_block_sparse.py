@@ -42,6 +42,15 @@ def test_dense_round_trip_around_the_block_edge(out, inner):
     np.testing.assert_array_equal(matrix.transpose().to_dense(), weight.T)
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0], [1], []])
+def test_block_rows_are_taken_as_they_are(rows):
+    weight = block_zero(np.random.default_rng(4), (24, 30), (8, 4), 0.4)
+    weight[8:16] = 0  # an empty block row
+    kept = (np.array(rows, np.int64)[:, None] * 8 + np.arange(8)).reshape(-1)
+    taken = BlockSparseMatrix.from_dense(weight, (8, 4)).take_block_rows(np.array(rows, np.int64))
+    assert_same(taken, BlockSparseMatrix.from_dense(weight[kept], (8, 4)))
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])
 def test_keeps_the_dtype(dtype):
     weight = np.eye(4, dtype=dtype)

@@ -42,6 +42,16 @@ def test_accidental_zeros_do_not_hide_the_runs():
     assert needed == supports[::8].sum()
 
 
+def test_a_column_counts_as_often_as_it_is_there():
+    """Feature 0 shares two columns with 1 and three equal ones with 2."""
+    supports = np.zeros((4, 8), bool)
+    supports[0] = True
+    supports[1, [0, 2]] = True
+    supports[2, [4, 5, 6]] = True
+    supports[3, [0, 7]] = True
+    assert by_similarity(supports, 4).reshape(2, 2).tolist() == [[0, 2], [1, 3]]
+
+
 def test_cells_keep_their_features():
     supports = np.concatenate([blocks(4, count=4, seed=s) for s in range(3)])
     order = by_similarity(supports[::-1], 16)
