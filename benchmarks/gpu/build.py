@@ -117,7 +117,7 @@ def _write_places(
     np.savez_compressed(
         path,
         run=run,
-        names=np.diff(np.diff(names, axis=1, prepend=zero), axis=2, prepend=zero),
+        names=np.diff(np.diff(names, axis=-2, prepend=zero), axis=-1, prepend=zero),
         **{f"other{number}": array for number, (_, array) in enumerate(others)},
     )
 

@@ -254,12 +254,12 @@ def make_weight(case: Case) -> Array:
 def pack(bits: Array, places: Path) -> list[Array]:
     """The packed weight and what goes with it, as the kernels take them, in their order."""
     with np.load(places) as held:
-        names = held["names"].cumsum(axis=2).cumsum(axis=1)
+        names = held["names"].cumsum(axis=-1).cumsum(axis=-2)
         run = int(held["run"])
         others = [held[f"other{i}"] for i in range(len(held.files) - 2)]
     values = bits.reshape(-1, run)[np.maximum(names, 0)]
     values[names < 0] = 0
-    return [values.reshape(*names.shape[:2], -1), *others]
+    return [values.reshape(*names.shape[:-1], -1), *others]
 
 
 def measure_ceilings(device: Any, peers: Peers, small: bool) -> Ceilings:

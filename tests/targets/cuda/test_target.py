@@ -49,6 +49,9 @@ def test_packing_keeps_the_matrix(layout, shape, block, rng):
     weight = block_sparse(rng, shape, block, 0.4)
     for matrix in (weight, weight.to_dense()):
         operands = pack_steps(matrix, layout, "float32")
+        if matrix is not weight and shape[1] % layout.step == 0:
+            np.testing.assert_array_equal(operands[0][1], matrix)  # see test_dense.py
+            continue
         np.testing.assert_array_equal(unpack(operands, layout, shape), weight.to_dense())
 
 

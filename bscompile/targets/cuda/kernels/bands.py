@@ -18,6 +18,7 @@ from bscompile.targets.cuda.kernels.packing import Layout, Operands, pack_steps
 
 BAND = 64  # outputs: the M of wgmma
 STEP = 64  # inputs: 128 bytes, the widest row that is swizzled
+_NAMES = ("values", "starts", "live", "indptr", "order")
 
 
 def band_layout(bands: int, group: int) -> Layout:
@@ -40,12 +41,19 @@ def pack_bands(
         dtype: Of the packed values.
 
     Returns:
-        values [kept pieces, 64, group], swizzled, those of a band side by side; starts int32
+        values [kept pieces, 64, group], swizzled, those of a band side by side, or W itself where
+        ``pack_steps`` leaves it as it is and all pieces count as live; starts int32
         [steps, 64 / group] in units of the layout's; live int32 [steps, 3], a step's live pieces
         as bits (band by band), where the first of them lies and how many they are;
         indptr int32 [tile rows + 1]; order int32 [tile rows].
     """
     packed = dict(pack_steps(weight, band_layout(bands, group), dtype))
+    if packed["values"].ndim == 2:
+        assert group == STEP  # what else would leave a dense layer's steps in several pieces?
+        place = bands * np.arange(len(packed["starts"]), dtype=np.int32)
+        columns = (np.full_like(place, (1 << bands) - 1), place, np.full_like(place, bands))
+        packed["live"] = np.stack(columns, axis=1)
+        return tuple((name, packed[name]) for name in _NAMES)
     steps = packed["values"].reshape(-1, bands, BAND, STEP // group, group)
     pieces = steps.transpose(0, 1, 3, 2, 4)
     live = live_pieces(pieces, packed["indptr"])
@@ -53,13 +61,9 @@ def pack_bands(
     kept = bits.sum(axis=1)
     places = np.concatenate([[0], np.cumsum(kept)[:-1]])
     mask = bits @ (1 << np.arange(bits.shape[1]))
-    return (
-        ("values", swizzled(pieces[live])),
-        ("starts", packed["starts"]),
-        ("live", np.stack([mask, places, kept], axis=1).astype(np.int32)),
-        ("indptr", packed["indptr"]),
-        ("order", packed["order"]),
-    )
+    packed["values"] = swizzled(pieces[live])
+    packed["live"] = np.stack([mask, places, kept], axis=1).astype(np.int32)
+    return tuple((name, packed[name]) for name in _NAMES)
 
 
 def live_pieces(pieces: npt.NDArray[Any], indptr: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

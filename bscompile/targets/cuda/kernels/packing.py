@@ -4,6 +4,9 @@ A *tile row* is ``rows`` outputs. Its live columns come in groups of ``group`` n
 ``step / group`` of them, each with a place of its own in x, make one *step*: a dense
 [rows, step] piece of W against as many gathered columns of x. So any pattern becomes tensor-core
 tiles, whatever block it was trained in, and what that fills in is visible in the count of steps.
+
+A dense W whose inputs fill whole steps stays as it is, [n, k] row by row: the kernels find a step's
+piece in it, and so does cuBLAS, where the model runs, without a second copy.
 """
 
 from __future__ import annotations
@@ -92,7 +95,8 @@ def pack_steps(
     """Cut a weight into steps, tile rows with the most of them first.
 
     A group that reaches over the last input begins earlier, with zeros for the inputs that it then
-    covers twice; so x is never read past its end. Every tile row has at least one step.
+    covers twice; so x is never read past its end. Every tile row has at least one step. A dense
+    weight of whole steps is not cut: only the places are made.
 
     Args:
         weight: [n, k], block-sparse or dense.
@@ -100,11 +104,14 @@ def pack_steps(
         dtype: Of the packed values; ``bfloat16`` needs ml_dtypes.
 
     Returns:
-        values [steps, rows, step], starts int32 [steps, step / group] in units of
-        ``layout.unit(k)`` inputs, indptr int32 [tile rows + 1] (steps of each tile row) and
-        order int32 [tile rows] (which tile row of y each is).
+        values [steps, rows, step], or [n, k] where that is dense and k a multiple of step;
+        starts int32 [steps, step / group] in units of ``layout.unit(k)`` inputs, indptr int32
+        [tile rows + 1] (steps of each tile row) and order int32 [tile rows] (which tile row of y
+        each is).
     """
     if not isinstance(weight, BlockSparseMatrix):
+        if weight.shape[1] % layout.step == 0:
+            return _in_place(weight, layout, dtype)
         weight = _full(weight, (layout.rows, layout.group))
     tiles = weight.reblock((layout.rows, layout.group))
     k, per_step, unit = weight.shape[1], layout.step // layout.group, layout.unit(weight.shape[1])
@@ -238,6 +245,19 @@ def _merged(matrix: BlockSparseMatrix, height: int) -> BlockSparseMatrix:
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of that name; bfloat16 is not numpy's own."""
     return PRECISIONS[name] if name in PRECISIONS else np.dtype(name)
+
+
+def _in_place(weight: npt.NDArray[Any], layout: Layout, dtype: str) -> Operands:
+    """A dense matrix of whole steps as it is, with the places that its steps would have."""
+    n, k = weight.shape
+    tile_rows, per_row = -(-n // layout.rows), k // layout.step
+    starts = np.arange(0, k, layout.group, dtype=np.int32) // np.int32(layout.unit(k))
+    return (
+        ("values", np.ascontiguousarray(weight).astype(numpy_dtype(dtype), copy=False)),
+        ("starts", np.tile(starts.reshape(per_row, -1), (tile_rows, 1))),
+        ("indptr", np.arange(tile_rows + 1, dtype=np.int32) * np.int32(per_row)),
+        ("order", np.arange(tile_rows, dtype=np.int32)),
+    )
 
 
 def _full(weight: npt.NDArray[Any], block: tuple[int, int]) -> BlockSparseMatrix:

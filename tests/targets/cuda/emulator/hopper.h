@@ -109,7 +109,13 @@ inline void load_tile(uint32_t to, const void* map, int column, int row, uint32_
   }});
 }
 
-// To the same place, and the same barrier, of every block whose bit is set.
+// With ``ranks``: to the same place, and the same barrier, of every block whose bit is set.
+inline void load_tile(uint32_t to, const void* map, int column, int row, uint32_t address,
+                      unsigned ranks) {
+  for (unsigned rank = 0; rank < 16; rank++)
+    if (ranks >> rank & 1) load_tile(map_rank(to, rank), map, column, row, map_rank(address, rank));
+}
+
 inline void load_bytes(uint32_t to, const void* from, size_t bytes, uint32_t address,
                        unsigned ranks) {
   check_place(to, from, bytes);

@@ -8,7 +8,8 @@ The gathers are blocks of their own: reading x through the places inside the pro
 predicates that no schedule can prove away. The last tile's missing rows read the last row of x
 again; they are not stored. Where tile rows come cut in pieces, each piece has such a loop and
 leaves its C in memory, and a second launch makes y of them. The values of a factorized layer are
-made where they are needed: WG[j] = Σᵣ A[j, r] ⊗ B[r], with one A[j, r] for each block.
+made where they are needed: WG[j] = Σᵣ A[j, r] ⊗ B[r], with one A[j, r] for each block. Those of a
+dense layer that lies as it is are read from its rows, the last one again for those it lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import Problem
-from bscompile.targets.cuda.kernels.code.signature import Arguments, Operands, generate, tiles
+from bscompile.targets.cuda.kernels.code.signature import (
+    Arguments,
+    Operands,
+    generate,
+    lies_plain,
+    tiles,
+)
 from bscompile.targets.cuda.kernels.packing import Layout
 
 
@@ -69,6 +76,9 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, *, cut: 
         # Bound here: with an expression in their place the pipeliner's waits are not constant.
         count = T.bind(indptr[vr + 1] - indptr[vr])
         first = T.bind(indptr[vr])
+        # A dense W that lies as it is: where in it the first step's piece begins.
+        across = k // step
+        corner = T.bind(T.floordiv(first, across)) if lies_plain(values) else None
         column = T.int32(0) if cut else T.bind(order[vr] * wide)
         xg = T.sblock_alloc_buffer((bound, rows, step), str(args.x.dtype))
         wg = T.sblock_alloc_buffer((bound, wide, step), str(values.dtype))
@@ -82,7 +92,12 @@ def _body(args: Arguments, problem: Problem, layout: Layout, rows: int, *, cut: 
             T.buffer_store(xg, args.x[row_of(vi), place], [vj, vi, vc])
         with T.grid(T.min(count, bound), wide, step) as (j, o, c), T.sblock("WG"):
             vj, vo, vc = T.axis.remap("SSS", [j, o, c])
-            reads, value = _value(problem, args.operands, first + vj, vo, vc)
+            if corner is None:
+                reads, value = _value(problem, args.operands, first + vj, vo, vc)
+            else:
+                out = corner * wide + vo if n % wide == 0 else T.min(corner * wide + vo, n - 1)
+                value = values[out, (first - corner * across + vj) * step + vc]
+                reads = [value]
             T.reads(*reads)
             T.writes(wg[vj, vo, vc])
             T.buffer_store(wg, value, [vj, vo, vc])

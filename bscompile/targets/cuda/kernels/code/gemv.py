@@ -14,7 +14,13 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import Problem
-from bscompile.targets.cuda.kernels.code.signature import Arguments, Operands, generate, tiles
+from bscompile.targets.cuda.kernels.code.signature import (
+    Arguments,
+    Operands,
+    generate,
+    lies_plain,
+    tiles,
+)
 from bscompile.targets.cuda.kernels.packing import Layout
 
 _WARP = 32
@@ -84,6 +90,7 @@ def _body(
         column = T.bind(order[packed_row] * layout.rows + out)
         first = T.bind(indptr[packed_row])
         count = T.bind(indptr[packed_row + 1] - first)
+        own_row = T.bind(T.min(column, problem.n - 1))  # of a W that lies as it is
         with T.unroll(rows) as r:
             T.buffer_store(sums, T.cast(T.int32(0), summed), [r])
         with T.serial(0, T.floordiv(count - warp + (split - 1), split)) as turn:
@@ -93,12 +100,17 @@ def _body(
                 place = T.bind(
                     starts[step, T.floordiv(c, layout.group)] * vector + T.floormod(c, layout.group)
                 )
+                number = (
+                    values[own_row, (step - first) * layout.step + c]
+                    if lies_plain(values)
+                    else values[step, out, c]
+                )
                 with T.unroll(rows) as r:
                     T.evaluate(
                         T.cuda.func_call(
                             name,
                             T.address_of(sums[r]),
-                            T.address_of(values[step, out, c]),
+                            T.address_of(number),
                             T.address_of(args.x[_row(args.m, tile, rows, r), place]),
                             source_code=source,
                         )

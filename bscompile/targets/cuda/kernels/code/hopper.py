@@ -52,6 +52,13 @@ _SOURCES = {
       :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(map), "r"(column), "r"(row),
          "r"((unsigned)__cvta_generic_to_shared(barrier)) : "memory");
 }""",
+    "load_tile_everywhere": """(void* to, unsigned long long map, int column, int row,
+    void* barrier, unsigned ranks) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+               ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+      :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(map), "r"(column), "r"(row),
+         "r"((unsigned)__cvta_generic_to_shared(barrier)), "h"((unsigned short)ranks) : "memory");
+}""",
     "load_bytes": """(void* to, const void* from, unsigned bytes, void* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1], %2, [%3];"

@@ -16,6 +16,10 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.cuda.kernels.code.integers import Integers, quantized
 from bscompile.targets.gpu.kernels.code.activations import activate
 
+#: A kernel's attribute that tells its epilogue, where its first two arguments are x and W, both in
+#: one floating dtype and row by row: what any other dense product takes, too.
+PLAIN = "bscompile.plain"
+
 Expr = Any  # a TIR expression or an int
 Buffer = Any
 Operands = tuple[tuple[str, Array], ...]
@@ -94,6 +98,8 @@ def generate(
         with T.prim_func(s_tir=s_tir):
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            if operands and _is_product(problem, x_dtype, operands[0][1]):
+                T.func_attr({PLAIN: ",".join(problem.epilogue)})
             m = problem.m if problem.m is not None else T.int64()
             x = T.arg("x", T.handle())
             weights = [T.arg(suffix, T.handle()) for suffix, _ in operands]
@@ -122,6 +128,17 @@ def generate(
                 x_buffer, integers = quantized(m, x_buffer, weight_buffers[-3:], problem)
             body(Arguments(m, x_buffer, y_buffer, weight_buffers, steps, integers))
         return builder.get()
+
+
+def _is_product(problem: Problem, x_dtype: str, values: Array) -> bool:
+    """Whether y is the epilogue of a float32 product that others could make."""
+    floating = problem.dtype != "int8" and problem.y_dtype == "float32"
+    return floating and values.ndim == 2 and values.dtype.name == x_dtype
+
+
+def lies_plain(values: Buffer) -> bool:
+    """Whether a layer's numbers are W itself, [n, k]: see packing.pack_steps."""
+    return len(values.shape) == 2
 
 
 def tiles(m: Expr, rows: int) -> Expr:

@@ -23,7 +23,13 @@ from bscompile.targets.base import HardwareSpec, Problem
 from bscompile.targets.cuda.kernels.band_shape import GROUP, BandShape
 from bscompile.targets.cuda.kernels.bands import BAND, STEP
 from bscompile.targets.cuda.kernels.code import hopper
-from bscompile.targets.cuda.kernels.code.signature import Arguments, Operands, generate, tiles
+from bscompile.targets.cuda.kernels.code.signature import (
+    Arguments,
+    Operands,
+    generate,
+    lies_plain,
+    tiles,
+)
 from bscompile.targets.cuda.kernels.code.staging import Staging
 
 _SLICE = 16  # inputs that one wgmma takes
@@ -68,12 +74,17 @@ class _Body:
         self.values, self.starts, self.live, self.indptr, self.order = args.operands
 
     def emit(self) -> None:
-        tile_map = self._encode_map()
+        shape, problem = self.shape, self.problem
+        self._x_map = self._encode_map("x_map", self.args.x, self.args.m, shape.rows)
+        self._w_map = None
+        if lies_plain(self.values):  # then TMA swizzles what else was swizzled when it was packed
+            part = shape.bands * BAND // shape.cluster
+            self._w_map = self._encode_map("w_map", self.values, problem.n, part)
         T.device_entry()
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.resident}):
-            self._on_device(tile_map)
+            self._on_device()
 
-    def _on_device(self, tile_map: Any) -> None:
+    def _on_device(self) -> None:
         shape = self.shape
         tile_rows = -(-self.problem.n // (BAND * shape.bands))
         self._tiles = T.cast(tiles(self.args.m, self._span()), "int32")
@@ -85,7 +96,9 @@ class _Body:
         self._reserve()
         with T.If(thread == 0), T.Then():
             hopper.call("aligned", self._x.ptr_to([0, 0]))
-            hopper.call("prefetch_map", T.address_of(tile_map))
+            for tile_map in (self._x_map, self._w_map):
+                if tile_map is not None:
+                    hopper.call("prefetch_map", T.address_of(tile_map))
             with T.unroll(shape.stages) as stage:
                 hopper.call("barrier_init", self._full.ptr_to([stage]), 1)
                 arrivals = 4 * shape.workers * shape.cluster
@@ -101,7 +114,7 @@ class _Body:
                     hopper.set_registers(registers[0], more=False)
                 with T.If(thread == 0):
                     with T.Then():
-                        self._load(tile_map, first, turns, clusters)
+                        self._load(first, turns, clusters)
                     if shape.split > 1:
                         with T.Else(), T.serial(0, turns):
                             self._meet(2)
@@ -116,14 +129,16 @@ class _Body:
         """Rows of x that a cluster takes together."""
         return self.shape.rows * self.shape.cluster
 
-    def _encode_map(self) -> Any:
-        """On the host: how the TMA unit sees x. What lies outside of it becomes zeros."""
-        args, group = self.args, self.shape.group
-        tile_map = T.Var("x_map", ty=T.handle("tensormap").ty)
+    def _encode_map(self, name: str, matrix: Any, height: Any, rows: int) -> Any:
+        """On the host: how the TMA unit sees a matrix [height, k], of which it brings ``rows``.
+
+        What lies outside of it becomes zeros.
+        """
+        group, k = self.shape.group, self.problem.k
+        tile_map = T.Var(name, ty=T.handle("tensormap").ty)
         T.Bind(T.tvm_stack_alloca("tensormap", 1), var=tile_map)
-        k = self.problem.k
         encode = T.tensormap_encode_tiled(
-            *(tile_map, args.x.data, k, args.m, 2 * k, group, self.shape.rows, 1, 1),
+            *(tile_map, matrix.data, k, height, 2 * k, group, rows, 1, 1),
             descriptor_dtype=self.multiplied,
             rank=2,
             swizzle={64: 3, 32: 2, 16: 1}[group],
@@ -158,11 +173,11 @@ class _Body:
         )
         return packed, T.bind(at), T.bind(begin + mine), T.bind(next_one - mine)
 
-    def _load(self, tile_map: Any, first: Any, turns: Any, clusters: Any) -> None:
+    def _load(self, first: Any, turns: Any, clusters: Any) -> None:
         shape = self.shape
         T.buffer_store(self._turn, 0, [0])
         with T.serial(0, turns) as turn:
-            _, row, begin, count = self._tile(turn, first, clusters)
+            packed, row, begin, count = self._tile(turn, first, clusters)
             with T.serial(0, count) as j:
                 step = T.bind(begin + j)
                 stage, lap = self._place()
@@ -173,8 +188,11 @@ class _Body:
                 for piece in range(STEP // shape.group):
                     to = self._x.ptr_to([stage, piece * shape.rows * shape.group])
                     column = self.starts[step, piece] * self.unit
-                    hopper.call("load_tile", to, T.address_of(tile_map), column, row, full)
-                self._load_pieces(stage, self.live[step, 1], pieces, full)
+                    hopper.call("load_tile", to, T.address_of(self._x_map), column, row, full)
+                if self._w_map is None:
+                    self._load_pieces(stage, self.live[step, 1], pieces, full)
+                else:
+                    self._load_bands(stage, packed, self.starts[step, 0] * self.unit, full)
                 T.buffer_store(self._turn, self._turn[0] + 1, [0])
             self._meet(2)
 
@@ -195,6 +213,19 @@ class _Body:
         everyone = (1 << shape.cluster) - 1
         part = rows * (shape.group * 2)
         hopper.call("load_bytes_everywhere", to, come_from, part, full, everyone)
+
+    def _load_bands(self, stage: Any, packed: Any, column: Any, full: Any) -> None:
+        """The same of a W that lies as it is: this block's part of the rows of all bands."""
+        shape, w_map = self.shape, T.address_of(self._w_map)
+        part = shape.bands * BAND // shape.cluster
+        before = T.bind(self._rank * part if shape.cluster > 1 else T.int32(0))
+        row = packed * (shape.bands * BAND) + before
+        to = self._w.ptr_to([stage, before * STEP])
+        if shape.cluster == 1:
+            hopper.call("load_tile", to, w_map, column, row, full)
+        else:
+            everyone = (1 << shape.cluster) - 1
+            hopper.call("load_tile_everywhere", to, w_map, column, row, full, everyone)
 
     def _meet(self, times: int) -> None:
         """Where blocks share a tile: all of their threads, when sums are staged and when read."""
