@@ -51,6 +51,7 @@ class Benchmark:
         lengths: Symbolic dimension -> length.
         samples: Length of the first axis of the first input: what one call works off.
         stand_in: What ran it in place of the device that it is made for; empty for that device.
+        remark: What else there is to say of how it ran, see Executor.
     """
 
     artifact: Latency
@@ -59,6 +60,7 @@ class Benchmark:
     lengths: dict[str, int]
     samples: int
     stand_in: str = ""
+    remark: str = ""
 
     @property
     def throughput(self) -> float:
@@ -130,6 +132,7 @@ def bench(
         lengths=chosen,
         samples=first.shape[0] if first is not None and first.ndim else 1,
         stand_in=model.stand_in,
+        remark=model.remark,
     )
 
 
@@ -139,12 +142,12 @@ def measure_layers(
     lengths: Mapping[str, int] | None = None,
     threads: int | None = None,
     repeats: int = 15,
-) -> tuple[Report, list[tuple[str, float]]]:
+) -> tuple[Report, list[tuple[str, float]], str]:
     """Time every kernel of an artifact.
 
     Returns:
         (its report with a measured time per layer, where kernels and layers could be matched;
-        every kernel call as (symbol, median seconds)).
+        every kernel call as (symbol, median seconds); what else to say of how it ran, or empty).
 
     Raises:
         BscompileError: the file is broken.
@@ -154,7 +157,7 @@ def measure_layers(
     inputs = make_inputs(model.inputs, chosen, np.random.default_rng(0))
     calls = model.profile(inputs, repeats)
     report = Report.from_json(model.members[REPORT])
-    return attach_times(report, calls) or report, calls
+    return attach_times(report, calls) or report, calls, model.remark
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Latency]:

@@ -205,8 +205,11 @@ def _prepare(model: ModelLike, options: CompileOptions, say: Progress) -> _Prepa
         notes.append(Note("TuningDatabase", str(database.path), text, applied=False))
     if caveat := context.hardware.caveats.get(options.precision):
         notes.append(Note("Precision", context.hardware.name, caveat, applied=False))
-    places = context.target.places
-    report = make_report(graph, notes, context.hardware, options.typical_rows, places)
+    report = make_report(
+        *(graph, notes, context.hardware, options.typical_rows),
+        places=context.target.places,
+        templates=context.target.templates,
+    )
     return _Prepared(context, graph, report, database.to_text(planner.used))
 
 

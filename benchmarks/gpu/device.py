@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -148,25 +147,15 @@ class Gpu:
             before: Called before each, outside of what is timed.
             stream: Where it launches; ``self.stream`` by default.
         """
-        on = stream or self.stream
-        events = [ctypes.c_void_p(), ctypes.c_void_p()]
-        for event in events:
-            self.ask("cudaEventCreate", ctypes.byref(event))
-        launch()
-        times, milliseconds = [], ctypes.c_float()
-        for _ in range(repeats):
+        from bscompile.runtime.cuda_calls import median_seconds
+
+        def prepare() -> None:
             if before:
                 before()
                 self.ask("cudaStreamSynchronize", self.stream)
-            self.ask("cudaEventRecord", events[0], on)
-            launch()
-            self.ask("cudaEventRecord", events[1], on)
-            self.ask("cudaEventSynchronize", events[1])
-            self.ask("cudaEventElapsedTime", ctypes.byref(milliseconds), *events)
-            times.append(float(milliseconds.value) * 1e-3)
-        for event in events:
-            self.ask("cudaEventDestroy", event)
-        return statistics.median(times)
+
+        launch()
+        return median_seconds(self._cuda, launch, repeats, stream or self.stream, prepare)
 
     def ask(self, function: str, *arguments: Any) -> None:
         """Call CUDA's runtime.
@@ -174,9 +163,9 @@ class Gpu:
         Raises:
             RuntimeError: it refuses.
         """
-        if code := getattr(self._cuda, function)(*arguments):
-            self._cuda.cudaGetLastError()  # reads it away: TVM would take it for its own
-            raise RuntimeError(f"{function} failed with {code}")
+        from bscompile.runtime.cuda_calls import ask
+
+        ask(self._cuda, function, *arguments)
 
 
 def rounded(array: Array) -> Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Peers:
     """What there is to compare with, and what is missing.
 
     Attributes:
-        cublas: A ``cublas.Cublas``, or None.
+        cublas: A ``bscompile.runtime.cublas.Cublas``, or None.
         torch: The module torch_peers, or None.
         missing: A sentence for each that is not here.
         versions: Of those that are.
@@ -82,6 +82,10 @@ class Peers:
     versions: list[str] = field(default_factory=list)
     _dense: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
 
+    def multiply(self, device: Any, x: Any, weight: Any, y: Any) -> None:
+        """CuBLAS' y = x Wᵀ, on the device's stream."""
+        self.cublas.linear(x, weight, y, device.stream.value)
+
     def dense(self, device: Any, bits: Array, x: Array) -> tuple[float, float]:
         """(seconds, error) of cuBLAS for a shape, measured once; NaN without it."""
         (n, k), m = bits.shape, len(x)
@@ -90,21 +94,22 @@ class Peers:
         if (n, k, m) not in self._dense:
             held, y = device.put(x, DTYPE), device.empty((m, n), DTYPE)
             weights = device.copies(device.put(bits, DTYPE), most=4)
-            self.cublas.linear(held, weights[0], y)
+            self.multiply(device, held, weights[0], y)
             wanted = widened(x[:_DISTINCT]).astype(np.float64) @ widened(bits).T
             error = checked(device.get(y), wanted)
-            calls = [lambda w=w: self.cublas.linear(held, w, y) for w in weights]
+            calls = [lambda w=w: self.multiply(device, held, w, y) for w in weights]
             self._dense[n, k, m] = device.time(calls), error
         return self._dense[n, k, m]
 
 
 def find_peers(device: Any) -> Peers:
     """Look for cuBLAS and torch; say what is missing."""
-    from benchmarks.gpu.cublas import Cublas
+    from bscompile.runtime.cublas import WORKSPACE, Cublas, open_library
 
     peers = Peers()
     try:
-        peers.cublas = Cublas(device)
+        peers.cublas = Cublas(open_library(), device.empty((WORKSPACE,), "uint8"))
+        peers.versions.append(f"cuBLAS {peers.cublas.version}")
     except (OSError, RuntimeError, AttributeError) as error:
         peers.missing.append(f"cuBLAS is left out: {error}")
     try:
@@ -279,8 +284,7 @@ def measure_ceilings(device: Any, peers: Peers, small: bool) -> Ceilings:
 def product_seconds(device: Any, peers: Peers, square: Array, dtype: str) -> float:
     """Of cuBLAS' product of a square matrix with itself."""
     a, y = device.put(square, dtype), device.empty(square.shape, dtype)
-    multiply: Callable[[], None] = lambda: peers.cublas.linear(a, a, y)  # noqa: E731
-    return float(device.time([multiply]))
+    return float(device.time([lambda: peers.multiply(device, a, a, y)]))
 
 
 def checked(got: Array, wanted: Array) -> float:

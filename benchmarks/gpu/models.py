@@ -51,6 +51,7 @@ class Call:
         peer: Whose that is.
         error: Norm of the difference to onnxruntime over the norm.
         roof_share: Of the roof.
+        remark: How many of its dense layers ran on cuBLAS; empty where none could.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Call:
     error: float = float("nan")
     roof_share: float = float("nan")
     peer: str = ""
+    remark: str = ""
 
     @property
     def right(self) -> bool:
@@ -212,7 +214,7 @@ def run(
         )
         wrong = "" if call.right else "  WRONG"
         print(f"{call.name:16} {call.us:10.1f} us, dense {seconds * 1e6:10.1f} us {peer}, "
-              f"error {call.error:.1e}{wrong}", flush=True)  # fmt: skip
+              f"error {call.error:.1e}{wrong}  {call.remark}", flush=True)  # fmt: skip
     return found, []
 
 
@@ -228,9 +230,9 @@ def _measure(device: Any, folder: Path, call: Call) -> tuple[Call, int]:
     with bscompile.load(folder / f"{call.name}.bsc") as model:
         got = [next(iter(model.run(feeds).values())) for _ in range(3)][-1]  # a replay
         error = float(np.linalg.norm(got[: len(wanted)] - wanted) / np.linalg.norm(wanted))
-        seconds = _replay_seconds(device, model)
+        seconds, remark = _replay_seconds(device, model), model.remark
     ends = got.nbytes + sum(array.nbytes for array in feeds.values())
-    return replace(call, us=seconds * 1e6, error=error), ends
+    return replace(call, us=seconds * 1e6, error=error, remark=remark), ends
 
 
 def _replay_seconds(device: Any, model: Any) -> float:

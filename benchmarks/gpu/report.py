@@ -76,8 +76,8 @@ def _calls(calls: list[dict[str, Any]]) -> list[str]:
         return []
     lines = [
         "",
-        "| model | dtype | rows | ours us | dense us | by | ours | of the roof | error | right |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | dtype | rows | ours us | dense us | by | ours | roof | error | right | cuBLAS |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for call in calls:
         peer = call["peer_us"]
@@ -86,6 +86,7 @@ def _calls(calls: list[dict[str, Any]]) -> list[str]:
             ratio = [f"{peer:.1f}", call["peer"], f"{peer / call['us']:.2f}x"]
         cells = [call["name"], call["precision"], str(call["rows"]), f"{call['us']:.1f}", *ratio]
         cells += [f"{call['roof_share']:.0%}", f"{call['error']:.1e}", str(call["right"])]
+        cells.append(call["remark"] or "no layer")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

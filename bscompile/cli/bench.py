@@ -55,7 +55,7 @@ def command(
     if talk.json:
         talk.give(result.to_dict())
         return
-    talk.say_stand_in(result.stand_in)
+    talk.say_how(result.stand_in, result.remark)
     from rich.table import Table
 
     from bscompile.report.tables import duration, quantity

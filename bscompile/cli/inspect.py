@@ -34,20 +34,23 @@ def command(
     if measure and not is_artifact(file):
         raise UsageError(f"--measure: {file} is not an artifact", hint="build it first")
     calls: list[tuple[str, float]] = []
+    remark = ""
     with talk.phases() as progress:
         if measure:
             from bscompile.benchmark import measure_layers
 
             progress("measuring")
-            report, calls = measure_layers(file, lengths=plan.dimensions, threads=plan.threads)
+            lengths, threads = plan.dimensions, plan.threads
+            report, calls, remark = measure_layers(file, lengths=lengths, threads=threads)
         else:
             report = inspect(file, progress=progress, **plan.options())
     if talk.json:
         kernels = [{"kernel": symbol, "seconds": seconds} for symbol, seconds in calls]
-        talk.give({**report.to_dict(), "kernels": kernels})
+        talk.give({**report.to_dict(), "kernels": kernels, "remark": remark})
         return
     from bscompile.report.tables import kernel_table, report_view
 
     talk.show(report_view(report, notes=talk.level > 0))
     if calls:
         talk.show(kernel_table(calls))
+        talk.say_how("", remark)

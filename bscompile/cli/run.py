@@ -70,10 +70,11 @@ def command(
                 ],
                 "seconds": seconds,
                 "stand_in": model.stand_in,
+                "remark": model.remark,
             }
         )
         return
-    talk.say_stand_in(model.stand_in)
+    talk.say_how(model.stand_in, model.remark)
     for name, array in results.items():
         low, high = _extent(array).values()
         extent = "" if low is None else f" {low:.6g} to {high:.6g}"

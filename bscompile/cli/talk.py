@@ -39,10 +39,12 @@ class Talk:
         if self.level >= 0:
             self._print(what, to_stderr=True)
 
-    def say_stand_in(self, stand_in: str) -> None:
-        """Tell a person that something else than the device ran the code, where it did."""
+    def say_how(self, stand_in: str, remark: str = "") -> None:
+        """Tell a person what ran the code where that is not just the device, see Executor."""
         if stand_in:
             self.say(f"run by {stand_in}, whose time says nothing of the device it is made for")
+        if remark:
+            self.say(remark)
 
     def show(self, what: RenderableType) -> None:
         """Print the result for a person, on stdout."""

@@ -57,7 +57,7 @@ def command(
     if talk.json:
         talk.give(result.to_dict())
         return 0 if result.passed else 1
-    talk.say_stand_in(result.stand_in)
+    talk.say_how(result.stand_in)
     for line in result.skipped:
         talk.say(f"skipped {line}")
     shown = result.comparisons if talk.level > 0 else [result.worst]

@@ -30,7 +30,7 @@ from bscompile.passes.base import Note
 from bscompile.passes.choose_form import rows_of
 from bscompile.report.model import BucketReport, LayerReport, PassNote, Report
 from bscompile.report.partition import partition
-from bscompile.targets.base import HardwareSpec
+from bscompile.targets.base import HardwareSpec, KernelTemplate, problem_of
 
 _FLOAT32 = 4  # bytes; what a dense engine would store
 
@@ -41,6 +41,7 @@ def make_report(
     hardware: HardwareSpec,
     typical_rows: int = 128,
     places: Mapping[str, str] | None = None,
+    templates: Iterable[KernelTemplate] = (),
 ) -> Report:
     """Say what became of every linear layer.
 
@@ -50,20 +51,26 @@ def make_report(
         hardware: The machine that the costs are for.
         typical_rows: Rows to count where the model leaves them symbolic.
         places: Kernel template -> part of the machine, where that has several.
+        templates: Those of the target, for what may run in their place.
     """
+    named = {template.name: template for template in templates}
     return Report(
         hardware=hardware.name,
         isa=hardware.isa,
         threads=hardware.cores,
         layers=tuple(
-            _layer(node, typical_rows) for node in model.graph.all_nodes() if is_dialect(node)
+            _layer(node, typical_rows, named)
+            for node in model.graph.all_nodes()
+            if is_dialect(node)
         ),
         notes=tuple(PassNote(n.pass_name, n.layer, n.text, n.applied) for n in notes),
         partition=partition(model, places) if places else (),
     )
 
 
-def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
+def _layer(
+    node: ir.Node, typical_rows: int, templates: Mapping[str, KernelTemplate]
+) -> LayerReport:
     op = read_node(node)
     found = json.loads(node.metadata_props.get(FOUND_KEY, "{}"))
     choice = json.loads(node.metadata_props.get(CHOICE_KEY, "{}"))
@@ -92,7 +99,7 @@ def _layer(node: ir.Node, typical_rows: int) -> LayerReport:
         bytes=_stored_bytes(kept, op, choice),
         dense_seconds=choice.get("dense_seconds"),
         expected_seconds=choice.get("seconds"),
-        reason=_reason(op, found, choice),
+        reason=_reason(op, found, choice, templates.get(choice.get("template", ""))),
         considered=tuple((str(k), float(v)) for k, v in choice.get("considered", [])),
         tuned=bool(choice.get("tuned", False)),
         dtype=precision_of(op.weight).name,
@@ -138,11 +145,16 @@ def macs_per_row(weight: Weight) -> int:
     return int(weight.size)
 
 
-def _reason(op: LinearOp, found: dict[str, Any], choice: dict[str, Any]) -> str:
-    """Why this form; for a layer that stayed dense also what its weight looked like."""
+def _reason(
+    op: LinearOp, found: dict[str, Any], choice: dict[str, Any], template: KernelTemplate | None
+) -> str:
+    """Why this form; of a layer that stayed dense also what its weight looked like."""
     parts = [choice.get("reason", "")]
     if op.form == "dense":
         parts.append(found.get("reason", ""))
+    if template is not None:
+        rival = template.rival(problem_of(op, None, precision_of(op.weight)))
+        parts.append(f"runs on {rival} where that is there and faster" if rival else "")
     return "; ".join(part for part in parts if part)
 
 

@@ -2,15 +2,15 @@
 
 The artifact holds the kernels as one fat binary, machine code and PTX. TVM's runtime asks a
 function named ``tvm_callback_cuda_compile`` for the code of the source text that the library names;
-here that answer is the fat binary, so nothing is compiled where a model runs.
+here that answer is the fat binary, so nothing is compiled where a model runs. Dense layers may run
+on the user's cuBLAS, see dense.py.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import Artifact
+from bscompile.devices.nvidia import load_library
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.runtime import cuda_graph, tvm_library
+from bscompile.runtime.dense import PREFIX, DenseLayers
+from bscompile.runtime.dense_trial import Trial
 from bscompile.runtime.vm import VirtualMachine
 
 Array = npt.NDArray[Any]
 
 SOURCE = "code/kernels.cu"
 KERNELS = "code/kernels.fatbin"
+DENSE_LAYERS = "code/dense.json"
 _CALLBACK = "tvm_callback_cuda_compile"
 _CUDA = 2  # kDLCUDA
 _RUNTIME = "libcudart.so.13"
@@ -46,6 +50,9 @@ class CudaMachine(VirtualMachine):
         ffi = load_cuda()
         _check_architecture(artifact.manifest.isa)
         source = artifact.members[SOURCE].decode("utf-8", "replace")
+        cuda = ctypes.CDLL(_RUNTIME)  # loaded already, maybe from a wheel
+        trial = Trial(cuda, _empty, lambda: int(ffi.get_raw_stream(_device(_CUDA))))
+        self._dense = DenseLayers(artifact.members.get(DENSE_LAYERS, b""), trial)
         give = _give(source, artifact.members[KERNELS])
         before = ffi.get_global_func(_CALLBACK, allow_missing=True)
         ffi.register_global_func(_CALLBACK, give, override=True)
@@ -55,7 +62,7 @@ class CudaMachine(VirtualMachine):
             if before is not None:
                 ffi.register_global_func(_CALLBACK, before, override=True)
         self._recorder = cuda_graph.Recorder(
-            ctypes.CDLL(_RUNTIME),  # loaded already, maybe from a wheel
+            cuda,
             lambda stream: ffi.use_raw_stream(_device(_CUDA), stream),
             self._tensor,
             self._fill,
@@ -68,17 +75,34 @@ class CudaMachine(VirtualMachine):
         self._recorder.drop()
         return super().run(inputs)
 
+    @property
+    def remark(self) -> str:
+        """How many dense layers of the latest call ran on cuBLAS, where one is here."""
+        return self._dense.remark
+
+    def profile(self, inputs: Sequence[Array], repeats: int) -> list[tuple[str, float]]:
+        """Time every kernel; one that cuBLAS stands in for goes by the kernel's name."""
+        calls = super().profile(inputs, repeats)
+        return [(symbol.removeprefix(PREFIX), seconds) for symbol, seconds in calls]
+
     def close(self) -> None:
         """Free the graphs, the weights and the code's memory."""
         self._recorder.drop()
+        self._dense.close()
         super().close()
+
+    def _supply(self, module: Any) -> Mapping[str, Any]:
+        return self._dense.functions(module)
+
+    def _begin(self) -> None:
+        self._dense.begin()
 
     def _input(self, place: int, array: Array) -> Any:
         return self._tensor(array)  # copied in any case
 
     def _tensor(self, array: Array) -> Any:
         """A copy on the device."""
-        device = _functions()["allocate"](array.shape, str(array.dtype), _device(_CUDA), None)
+        device = _empty(array.shape, str(array.dtype))
         self._fill(array, device)
         return device
 
@@ -159,17 +183,11 @@ def _load_driver() -> None:
             f"the NVIDIA driver here is for CUDA {major}.{minor}, and TVM's runtime needs 13.0",
             "update the driver (580 or newer)",
         )
-    wheels = (str(p) for d in sys.path for p in Path(d).glob(f"nvidia/*/lib/{_RUNTIME}"))
-    for name in (_RUNTIME, *wheels):
-        try:
-            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        return
-    raise TargetError(
-        f"running on an NVIDIA GPU needs {_RUNTIME}",
-        "install the CUDA 13 toolkit, or pip install nvidia-cuda-runtime",
-    )
+    if load_library(_RUNTIME, mode=ctypes.RTLD_GLOBAL) is None:
+        raise TargetError(
+            f"running on an NVIDIA GPU needs {_RUNTIME}",
+            "install the CUDA 13 toolkit, or pip install nvidia-cuda-runtime",
+        )
 
 
 def _give(source: str, kernels: bytes) -> Any:
@@ -195,6 +213,11 @@ def _functions() -> dict[str, Any]:
 @cache
 def _device(kind: int) -> Any:
     return tvm_library.load_ffi().device({1: "cpu", _CUDA: "cuda"}[kind], 0)
+
+
+def _empty(shape: tuple[int, ...], dtype: str) -> Any:
+    """Memory on the device, with whatever it holds."""
+    return _functions()["allocate"](shape, dtype, _device(_CUDA), None)
 
 
 def _to_host(tensor: Any) -> Array:

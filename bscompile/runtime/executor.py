@@ -44,6 +44,7 @@ class Executor(ABC):
     Attributes:
         stand_in: What runs the code here in place of the device that it is made for, such as an
             emulator: its times say nothing of that device. Empty for the device itself.
+        remark: How the latest call ran, where a user may want to know: a line, or empty.
 
     Raises:
         ArtifactError: the code does not fit the manifest, this machine or what is installed.
@@ -51,6 +52,11 @@ class Executor(ABC):
     """
 
     stand_in: str = ""
+
+    @property
+    def remark(self) -> str:
+        """See the attributes."""
+        return ""
 
     @abstractmethod
     def __init__(self, artifact: Artifact, threads: int) -> None: ...

@@ -70,6 +70,11 @@ class Model:
         return self._open().stand_in
 
     @property
+    def remark(self) -> str:
+        """How the latest call ran, where that is worth a line, such as on cuBLAS; else empty."""
+        return self._open().remark
+
+    @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What ``run`` gives."""
         return self.manifest.outputs

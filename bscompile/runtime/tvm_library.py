@@ -13,7 +13,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ CPU_DEVICE = (1, 0, 2)  # kDLCPU, device 0, pooled allocator
 _AFFINITY_BIG_CORES = 1
 
 _import_lock = threading.Lock()
+_supply_lock = threading.Lock()
 
 
 @cache
@@ -124,11 +126,17 @@ class Executable:
     Args:
         code: A shared library with a Relax executable.
         devices: Type, number and allocator of each device that it uses, the host's last.
+        supply: Loaded module -> name -> function, for those that the code calls and lacks.
     """
 
-    def __init__(self, code: bytes, devices: tuple[int, ...] = CPU_DEVICE) -> None:
+    def __init__(
+        self,
+        code: bytes,
+        devices: tuple[int, ...] = CPU_DEVICE,
+        supply: Callable[[Any], Mapping[str, Any]] = lambda module: {},
+    ) -> None:
         ffi = load_ffi()
-        self._devices = devices
+        self._devices, self._supply = devices, supply
         # A folder of mode 0700 that is gone once the library is mapped.
         with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
             path = Path(folder) / "model.so"
@@ -142,9 +150,24 @@ class Executable:
 
     def machine(self) -> Any:
         """A new virtual machine with its own state that runs this code."""
-        vm = self._module["vm_load_executable"]()
-        vm["vm_initialization"](*self._devices)
+        with _supplied(self._supply(self._module)):
+            vm = self._module["vm_load_executable"]()
+            vm["vm_initialization"](*self._devices)
         return vm
+
+
+@contextmanager
+def _supplied(functions: Mapping[str, Any]) -> Iterator[None]:
+    """Global functions while a virtual machine looks for what it calls; it keeps what it finds."""
+    ffi = load_ffi()
+    with _supply_lock if functions else nullcontext():
+        for name, function in functions.items():
+            ffi.register_global_func(name, function, override=True)
+        try:
+            yield
+        finally:
+            for name in functions:
+                ffi.remove_global_func(name)
 
 
 def bind(vm: Any, entry: str, params: Sequence[Any]) -> Any:

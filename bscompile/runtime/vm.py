@@ -35,18 +35,27 @@ class VirtualMachine(Executor):
         self._manifest = artifact.manifest
         self._threads = threads
         self._ffi = tvm_library.load_ffi()
-        self._executable = tvm_library.Executable(artifact.members[CODE], self.devices)
+        code = artifact.members[CODE]
+        self._executable = tvm_library.Executable(code, self.devices, self._supply)
         self._param_addresses: set[int] = set()
         self._rooms: dict[int, tuple[Array, Any]] = {}
         self._params = self._load_params(artifact.weights)
         self._main: Any = self._bound_main(self._executable.machine())
+
+    def _supply(self, module: Any) -> Mapping[str, Any]:
+        """Functions that the code calls and does not hold."""
+        return {}
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Call main; large inputs that are contiguous and aligned are used without a copy."""
         tensors = [self._input(place, array) for place, array in enumerate(inputs)]
         return self._collect(self._call(tensors), tensors)
 
+    def _begin(self) -> None:
+        """A call of main begins."""
+
     def _call(self, tensors: list[Any]) -> Any:
+        self._begin()
         tvm_library.use_threads(self._threads)
         try:
             return self._main(*tensors)
@@ -73,6 +82,7 @@ class VirtualMachine(Executor):
         tvm_library.use_threads(self._threads)
         for _ in range(repeats + 1):  # the first warms up
             calls.clear()
+            self._begin()
             main(*tensors)
             rounds.append([call for call in calls if not call[0].startswith("vm.")])
         symbols = [symbol for symbol, _ in rounds[0]]

@@ -202,6 +202,10 @@ class KernelTemplate(ABC):
         """
         return (self.name, *sorted(config.items()))
 
+    def rival(self, problem: Problem) -> str:
+        """What else runs the layer where the model runs, if it is there and faster; or empty."""
+        return ""
+
     def build_conv(
         self,
         problem: Problem,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: The artifact members beside the host's library: what was compiled, and into what.
 CUDA_SOURCE = "code/kernels.cu"
 CUDA_KERNELS = "code/kernels.fatbin"
+DENSE_LAYERS = "code/dense.json"
 _CALLBACK = "tvm_callback_cuda_compile"
 
 
@@ -32,14 +33,15 @@ def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
         context: What it was lowered for.
 
     Returns:
-        The host's shared library, the generated source, and its fat binary.
+        The host's shared library, the generated source, its fat binary, and which dense layers
+        may run on cuBLAS.
 
     Raises:
         TargetError: nvcc and NVRTC are missing or refuse the source, or no linker is installed.
         ModelError: TVM cannot generate code for an operation of the model.
     """
     linker = find_linker()
-    executable = compile_module(lowered.module, context)
+    executable, dense = compile_module(lowered.module, context)
     source = cuda_source(executable)
     with tempfile.TemporaryDirectory(prefix="bscompile-") as folder:
         path = Path(folder) / "model.so"
@@ -56,17 +58,22 @@ def build(lowered: Lowered, context: TargetContext) -> dict[str, bytes]:
             CUDA_KERNELS: compile_source(source, architectures(context.hardware))
             if source
             else b"",
+            DENSE_LAYERS: dense,
         }
 
 
-def compile_module(module: Any, context: TargetContext) -> Any:
-    """Run the whole pass order and the code generators; a tvm.relax.VMExecutable.
+def compile_module(module: Any, context: TargetContext) -> tuple[Any, bytes]:
+    """Run the whole pass order and the code generators.
+
+    Returns:
+        A tvm.relax.VMExecutable, and what ``either_way.listed`` says.
 
     Raises:
         ModelError: TVM cannot generate code for an operation of the model.
     """
     import tvm
 
+    from bscompile.targets.cuda.either_way import listed
     from bscompile.targets.cuda.pipeline import PASS_CONFIG, TIR_PIPELINE, cuda_target, passes
 
     target = cuda_target(context.hardware)
@@ -78,7 +85,8 @@ def compile_module(module: Any, context: TargetContext) -> Any:
         ):
             for step in passes(target):
                 module = step(module)
-            return tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=TIR_PIPELINE)
+            built = tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=TIR_PIPELINE)
+            return built, listed(module)
     except tvm.error.InternalError as error:  # how TVM says that it cannot
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(

@@ -11,6 +11,7 @@ from tvm.tirx import compilation_pipeline
 
 from bscompile.targets.cpu.fuse_attention import FuseAttention
 from bscompile.targets.cuda.compile import number
+from bscompile.targets.cuda.either_way import EitherWay
 from bscompile.targets.cuda.hardware import architectures
 from bscompile.targets.cuda.kernels.code import attention
 from bscompile.targets.gpu.legalize import LEGALIZE
@@ -42,7 +43,8 @@ def cuda_target(hardware: HardwareSpec) -> Any:
 
 def passes(target: Any) -> list[Any]:
     """Every pass from the lowered module to what the virtual machine runs, in order."""
-    return to_virtual_machine(_scheduling(target), LEGALIZE, [_attention(target)])
+    scheduling = tvm.transform.Sequential([_scheduling(target), EitherWay()])
+    return to_virtual_machine(scheduling, LEGALIZE, [_attention(target)])
 
 
 def _attention(target: Any) -> Any:

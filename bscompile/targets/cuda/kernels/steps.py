@@ -48,6 +48,13 @@ class StepTemplate(KernelTemplate):
         self.name = f"{form}_{self.kind}"
 
     kind = ""
+    #: Dtypes of W in which x comes, too: a dense W that lies as it is then suits cuBLAS.
+    shared_dtypes: tuple[str, ...] = ()
+
+    def rival(self, problem: Problem) -> str:
+        """CuBLAS, for a floating dense layer of whole steps: see either_way.py."""
+        whole = self.form == "dense" and problem.k % self.step(problem.dtype) == 0
+        return "cuBLAS" if whole and problem.dtype in self.shared_dtypes else ""
 
     def step(self, dtype: str) -> int:
         """Inputs of a step."""
@@ -131,6 +138,7 @@ class TensorCores(StepTemplate):
 
     kind = "tensor_cores"
     dtypes: tuple[str, ...] = (*HALVES, "int8")
+    shared_dtypes = HALVES
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Tiles of at least one fragment for each of up to eight warps."""
@@ -213,7 +221,7 @@ class CudaCores(StepTemplate):
     """Configuration: ``tile`` outputs x ``rows``, threads along both, ``group``; float32 only."""
 
     kind = "cuda_cores"
-    dtypes = ("float32",)
+    dtypes = shared_dtypes = ("float32",)
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
         """Tiles in which a thread has at most 8x8 sums."""
@@ -262,6 +270,7 @@ class FewRows(StepTemplate):
     kind = "few_rows"
     cuts_rows = False  # ``split`` does that inside a thread block
     dtypes = ("float32", *HALVES, "int8")
+    shared_dtypes = ("float32",)
 
     def step(self, dtype: str) -> int:
         """Inputs of a step: so few that a warp has several outputs of it."""

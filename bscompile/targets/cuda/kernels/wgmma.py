@@ -59,6 +59,10 @@ class Wgmma(KernelTemplate):
         configs = [asdict(shape) for shape in _shapes(problem, group, hardware)]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware))[:_MOST])
 
+    def rival(self, problem: Problem) -> str:
+        """CuBLAS, for a dense layer of whole steps: see either_way.py."""
+        return "cuBLAS" if self.form == "dense" and problem.k % STEP == 0 else ""
+
     @staticmethod
     def shared_bytes(config: Config, dtype: str) -> int:
         """Shared memory of one thread block; a half is a half, whatever the dtype."""

@@ -9,6 +9,7 @@ races between memory proxies, and says nothing about speed.
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import tempfile
 from functools import cache
@@ -59,10 +60,14 @@ def _compile(text: str, *flags: str) -> bytes:
 
 @cache
 def start() -> None:
-    """Load the emulated driver and TVM's CUDA runtime over it; once in a process."""
+    """Load the emulated driver and TVM's CUDA runtime over it; once in a process.
+
+    A real cuBLAS would find a driver that it cannot work with, so none is looked for.
+    """
     import tvm
     import tvm_ffi
 
+    os.environ.setdefault("BSCOMPILE_CUBLAS", "off")
     if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
         raise RuntimeError("a CUDA runtime is loaded already; the emulator must come first")
     with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +78,13 @@ def start() -> None:
     load_ffi()
     folder_of_tvm = Path(tvm.__file__).parent / "lib"
     ctypes.CDLL(str(folder_of_tvm / "libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
+
+
+@cache
+def load_cublas() -> None:
+    """Load the emulated libcublas: whoever asks the loader for NVIDIA's finds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        ctypes.CDLL(str(write_libraries(Path(folder))[2]))
 
 
 def write_libraries(folder: Path) -> list[Path]:

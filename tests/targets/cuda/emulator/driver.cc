@@ -143,6 +143,9 @@ int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void* stream)
 int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, void* stream) {
   return copy(to, from, bytes, stream);
 }
+int cudaMemsetAsync(void* to, int value, size_t bytes, void* stream) {
+  return on_stream(stream, [=] { std::memset(to, value, bytes); return 0; });
+}
 int cudaStreamCreate(void** stream) { *stream = std::malloc(1); return 0; }
 int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
 int cudaStreamDestroy(void* stream) { std::free(stream); return 0; }
