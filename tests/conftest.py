@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_tuning_of_the_user(tmp_path_factory):
+    """Builds ask the user's own tuning database; tests must not depend on what is in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
 
 def pytest_collection_finish():
     """Leave what stays anyway, modules above all, out of every later garbage collection."""

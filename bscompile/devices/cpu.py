@@ -11,33 +11,29 @@ from bscompile.errors import ArtifactError
 
 
 @cache
-def cpu_features() -> frozenset[str]:
-    """The CPU's features as the kernel names them; empty where the kernel does not tell."""
+def processor_fields() -> dict[str, str]:
+    """What the kernel says of the first processor, as it spells it; empty where it says nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip().lower() in {"flags", "features"}:  # x86 says flags, Arm says Features
-            return frozenset(value.split())
-        if key.strip() == "isa":  # RISC-V: rv64imafdcv_zicsr, one letter each and then words
-            letters, *words = value.strip().split("_")
-            return frozenset((*letters.removeprefix("rv64"), *words))
-    return frozenset()
+        return {}
+    first, _, _ = text.partition("\n\n")
+    lines = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def cpu_features() -> frozenset[str]:
+    """The CPU's features as the kernel names them; empty where the kernel does not tell."""
+    fields = processor_fields()
+    if "isa" in fields:  # RISC-V: rv64imafdcv_zicsr, one letter each and then words
+        letters, *words = fields["isa"].split("_")
+        return frozenset((*letters.removeprefix("rv64"), *words))
+    return frozenset((fields.get("flags") or fields.get("Features", "")).split())  # x86, Arm
 
 
 def cpu_name() -> str:
     """The CPU's model name, for people."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
+    return processor_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def available_threads() -> int:

@@ -73,6 +73,11 @@ class Case:
         return list(dict.fromkeys(node.op_type for node in self.model.graph.node))
 
     @property
+    def feeds_sizes(self) -> bool:
+        """Whether sizes, axes or bounds, which exporters write as constants, are inputs."""
+        return bool(_parameters(self.model.graph) & set(self.data[0][0]))
+
+    @property
     def tested(self) -> str:
         """The test without its form: spelled out in simpler operators, sizes as constants."""
         return self.name.removesuffix("[constants]").removesuffix("_expanded")

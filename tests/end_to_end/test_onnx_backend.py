@@ -71,8 +71,12 @@ def test_one_wrong_answer_among_many_is_found(tmp_path):
     assert kinds == {"test_tanh": "equal", "test_erf": "wrong", "test_sigmoid": "equal"}
 
 
+#: Without those that are spelled like another one; benchmarks/onnx_backend_table.py has them too.
+_ALIKE = {"light_inception_v1", "light_vgg19", "light_zfnet512"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", networks())
+@pytest.mark.parametrize("name", sorted(networks().keys() - _ALIKE))
 def test_light_network_is_equal(name, tmp_path):
     result = outcome(network_case(name), tmp_path)
     assert result.kind == "equal", result.reason

@@ -1,7 +1,7 @@
 """Many small models as one, so that they are compiled together: a build costs more than a node.
 
 Models are put side by side, under names of their own. What does not come out equal in company is
-built alone, and that is its outcome.
+built alone, and that is its outcome; so is what feeds sizes at run time, most of which is declined.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def outcomes(cases: Iterable[Case], folder: Path) -> dict[str, Outcome]:
     """What becomes of each case, by name."""
     alone, alike = [], defaultdict(list)
     for case in cases:
-        if len(case.data) != 1 or case.model.functions or declined(case):
+        if len(case.data) != 1 or case.model.functions or case.feeds_sizes or declined(case):
             alone.append(case)
         else:
             opsets = tuple(sorted((o.domain, o.version) for o in case.model.opset_import))

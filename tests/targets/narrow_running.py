@@ -26,12 +26,13 @@ PATHS = [
 @cache
 def machine(isa, features):
     """This machine as a build for those features sees it; None where it lacks one."""
-    from bscompile.targets.cpu.hardware import hardware, host_features
+    from bscompile.devices.cpu import cpu_features
+    from bscompile.targets.cpu.hardware import hardware
 
     spec = hardware(isa, 2)
     return (
         replace(spec, features=(*spec.features, *features))
-        if {*spec.features, *features} <= host_features()
+        if {*spec.features, *features} <= cpu_features()
         else None
     )
 

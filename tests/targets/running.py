@@ -44,12 +44,13 @@ class Machine:
 
 
 def _machines() -> list[Machine]:
-    from bscompile.targets.cpu.hardware import INSTRUCTION_SETS, host_features
+    from bscompile.devices.cpu import cpu_features
+    from bscompile.targets.cpu.hardware import INSTRUCTION_SETS
 
     return [
         Machine("cpu", name)
         for name, isa in INSTRUCTION_SETS.items()
-        if set(isa.features) <= host_features() and name != "sse2"
+        if set(isa.features) <= cpu_features() and name != "sse2"
     ]
 
 

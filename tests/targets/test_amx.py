@@ -172,10 +172,10 @@ def test_tiles_are_the_first_choice_where_there_is_work(rng):
 
 @pytest.mark.parametrize("precision", INSTRUCTIONS)
 def test_on_real_tiles(precision, rng):
-    from bscompile.targets.cpu.hardware import host_features
+    from bscompile.devices.cpu import cpu_features
 
     machine = amx_machine()
-    if missing := sorted(set(machine.features) - host_features()):
+    if missing := sorted(set(machine.features) - cpu_features()):
         pytest.skip(f"this CPU lacks {', '.join(missing)}")
     op = layer(rng, (64, 128), (16, 64), 0.5)
     problem = problem_of(op, 33, PRECISIONS[precision])

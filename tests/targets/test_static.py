@@ -310,11 +310,11 @@ def test_vectors_that_are_too_short(mlp, tmp_path, monkeypatch):
 def test_riscv_features(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text("processor : 0\nisa\t\t: rv64imafdcv_zicsr_zba\n")
     monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
-    machine.cpu_features.cache_clear()
+    machine.processor_fields.cache_clear()
     try:
         assert {"i", "v", "zicsr", "zba"} <= machine.cpu_features()
     finally:
-        machine.cpu_features.cache_clear()
+        machine.processor_fields.cache_clear()
 
 
 def test_no_compiler(monkeypatch):

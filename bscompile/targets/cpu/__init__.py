@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from bscompile.devices.cpu import available_threads
 from bscompile.errors import TargetError
 from bscompile.targets.base import Availability, Target
 from bscompile.targets.cpu.build import build, compile_kernel, find_linker
 from bscompile.targets.cpu.hardware import (
     VARIANTS,
     hardware,
-    host_cores,
     host_instruction_set,
     host_name,
 )
@@ -24,7 +24,7 @@ def detect() -> Availability:
         isa = host_instruction_set().name
     except TargetError as error:
         return Availability(compiles=False, runs=False, detail=error.message)
-    detail = f"{host_name()}, {isa}, {host_cores()} processors"
+    detail = f"{host_name()}, {isa}, {available_threads()} processors"
     try:
         find_linker()
     except TargetError:

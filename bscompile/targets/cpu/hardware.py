@@ -7,13 +7,18 @@ either case: for an instruction set that it lacks they are scaled from what it h
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bscompile.devices.cpu import (
+    available_threads,
+    cpu_features,
+    cpu_name,
+    processor_fields,
+)
 from bscompile.errors import TargetError, did_you_mean
 from bscompile.targets.base import HardwareSpec
 from bscompile.targets.cpu.measure import Rates, measured_rates
@@ -89,7 +94,7 @@ def host_instruction_set() -> InstructionSet:
     Raises:
         TargetError: the machine has none that code can be made for.
     """
-    features = host_features()
+    features = cpu_features()
     for isa in INSTRUCTION_SETS.values():
         if set(isa.features) <= features:
             return isa
@@ -97,26 +102,13 @@ def host_instruction_set() -> InstructionSet:
     raise TargetError(f"this CPU ({platform.machine()}) has none of {known}")
 
 
-def host_features() -> frozenset[str]:
-    """The CPU's features as /proc/cpuinfo spells them."""
-    for key in ("flags", "Features"):
-        if line := _cpuinfo(key):
-            return frozenset(line.split())
-    return frozenset()
-
-
 def host_name() -> str:
     """The CPU's model name; where that is a whole family's, with what tells its members apart."""
-    name = _cpuinfo("model name") or platform.processor() or platform.machine()
-    numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
+    name, fields = cpu_name(), processor_fields()
+    numbers = [fields.get(key, "") for key in ("cpu family", "model", "stepping")]
     # Virtual machines hide the number that processors are sold under.
     hidden = all(numbers) and not any(character.isdigit() for character in name)
     return f"{name} {'-'.join(numbers)}" if hidden else name
-
-
-def host_cores() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
@@ -139,7 +131,7 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
     isa = INSTRUCTION_SETS[name] if name else host
     if not variant:
         extensions = host_extensions(isa)
-    runs = set(isa.features) <= host_features()
+    runs = set(isa.features) <= cpu_features()
     timed = isa if runs else host
     caches = cache_sizes()
     rates = measured_rates(
@@ -149,10 +141,10 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
         rates = _scaled(rates, isa.vector_bytes / host.vector_bytes)
     used = {feature for features in extensions.values() for feature in features}
     return HardwareSpec(
-        name=host_name() if runs and used <= host_features() else f"any {variant} CPU",
+        name=host_name() if runs and used <= cpu_features() else f"any {variant} CPU",
         isa=isa.name,
         features=isa.features,
-        cores=threads or host_cores(),
+        cores=threads or available_threads(),
         peak_gflops=peaks(rates, extensions),
         memory_gbps=rates.memory_gbps,
         cache_bytes=caches,
@@ -170,7 +162,7 @@ def host_extensions(isa: InstructionSet) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for base, extensions in EXTENDED.values():
         for precision, features in extensions.items():
-            if base == isa.name and set(features) <= host_features():
+            if base == isa.name and set(features) <= cpu_features():
                 found[precision] = features
     return found
 
@@ -233,15 +225,3 @@ def cache_sizes() -> tuple[int, ...]:
         if kind != "Instruction" and size[-1:] == "K" and size[:-1].isdigit():
             found[level] = int(size[:-1]) * 1024
     return tuple(found[level] for level in sorted(found)) or (32 << 10, 1 << 20, 16 << 20)
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
