@@ -1,5 +1,7 @@
 """Random graphs through the whole road: equal to onnxruntime, seed by seed."""
 
+import os
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -8,7 +10,8 @@ import bscompile
 from tests.end_to_end.random_graphs import random_model
 from tests.tolerance import assert_close
 
-FAST, ALL = 25, 200
+#: Seeds that always run; more by BSCOMPILE_RANDOM_GRAPHS, as after changes to passes or kernels.
+FAST, ALL = 25, int(os.environ.get("BSCOMPILE_RANDOM_GRAPHS", "100"))
 
 
 def check_seed(seed, folder):
