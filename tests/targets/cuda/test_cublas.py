@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import tvm
 from onnx import numpy_helper
 
 import bscompile
 from bscompile.cli import main
 from bscompile.compiler import CompileOptions, compile_model
+from bscompile.dialect.precision import PRECISIONS
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.report import Report
 from bscompile.report.measured import attach_times
@@ -25,6 +27,7 @@ from bscompile.runtime import cublas, dense
 from bscompile.runtime import cuda as runtime
 from bscompile.runtime.dense_trial import Trial
 from tests.targets.cuda import emulator
+from tests.tolerance import assert_close
 
 MODEL = """<ir_version: 9, opset_import: ["" : 20]>
 mixed (float[n, 128] x) => (float[n, 128] y) {
@@ -131,6 +134,25 @@ def test_commands_say_how_many(built, monkeypatch, tmp_path, capsys):
     ):
         assert main([str(argument) for argument in arguments]) == 0
         assert BOTH in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("on_emulator")
+@pytest.mark.parametrize(
+    ("dtype", "made"),
+    [("float32", "float32"), ("float16", "float32"), ("bfloat16", "float32"), ("float16",) * 2],
+)
+def test_its_products_are_exact(dtype, made, rng):
+    emulator.load_cublas()
+    runtime.load_cuda()
+    library = cublas.Cublas(cublas.open_library(), runtime._empty((cublas.WORKSPACE,), "uint8"))
+    x, weight = (
+        rng.standard_normal(shape).astype(PRECISIONS[dtype]) for shape in ((5, 24), (7, 24))
+    )
+    y = tvm.runtime.tensor(np.zeros((5, 7), made), tvm.cuda(0))
+    library.linear(*(tvm.runtime.tensor(array, tvm.cuda(0)) for array in (x, weight)), y, 0)
+    library.close()
+    want = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert_close(y.numpy(), want, np.dtype(made), 24)
 
 
 def test_kernels_keep_their_names_in_profiles(built, opened):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import tvm
 
 from bscompile.dialect import LinearOp, evaluate
 from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight, precision_of
-from bscompile.targets.base import problem_of
+from bscompile.targets.base import Problem, problem_of
 from bscompile.targets.cuda import TARGET
 from bscompile.targets.cuda.hardware import hardware
 from bscompile.targets.cuda.kernels.band_shape import BandShape
+from bscompile.targets.cuda.kernels.code import epilogue
 from tests.targets.cuda import adapter
 from tests.targets.numeric_suite import Call
 from tests.tolerance import assert_close
 
 MACHINE = hardware("sm_90")
+EPILOGUE = ("bias", "relu", "residual")
 N, K, ROWS = 200, 512, 37  # outputs and rows fill no tile
 #: (template, dtype, what differs from the configuration that comes first)
 KERNELS = {
@@ -38,9 +41,9 @@ KERNELS = {
 }
 
 
-def built(weight, epilogue, kind, dtype, wanted):
+def built(weight, steps, kind, dtype, wanted):
     """(kernel, layer)."""
-    op = in_precision(LinearOp("layer", weight, epilogue), PRECISIONS[dtype])
+    op = in_precision(LinearOp("layer", weight, steps), PRECISIONS[dtype])
     rows = 2 if kind == "few_rows" else ROWS
     problem = problem_of(op, None, PRECISIONS[dtype], rows)
     template = TARGET.template(f"dense_{kind}")
@@ -58,13 +61,16 @@ def kernels():
     weight[64:128, 64:128] = 0  # zeros are read like any number
     made = {}
     for number, (name, (kind, dtype, config)) in enumerate(KERNELS.items()):
-        epilogue = ("bias", "relu", "residual") if number % 2 else ("bias",)
-        made[name] = built(weight, epilogue, kind, dtype, config)
+        steps = EPILOGUE if number % 2 else ("bias",)
+        made[name] = built(weight, steps, kind, dtype, config)
     functions = {f"k{i}": kernel.prim_func for i, (kernel, _) in enumerate(made.values())}
+    wide = Problem("dense", None, 1500, 8, (1, 1), 1500 * 8, 0, "bfloat16", EPILOGUE)
+    functions["finish"] = epilogue.kernel(replace(wide, x_dtype="bfloat16"))
     module = adapter.compile_module(functions, MACHINE)
-    return {
+    found = {
         name: (kernel, op, module[f"k{i}"]) for i, (name, (kernel, op)) in enumerate(made.items())
     }
+    return {**found, "finish": module["finish"]}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -83,6 +89,16 @@ def test_a_weight_of_whole_steps_stays_as_it_is(name, kernels, rng):
     if kernel.x_dtype:  # what it takes is rounded before
         x = x.astype(precision_of(op.weight)).astype(np.float32)
     assert_close(got, evaluate(op, x, tensors), np.float32, K, what=name)
+
+
+def test_the_epilogue_alone_makes_a_layer_of_products(kernels, rng):
+    products, residual = (rng.standard_normal((5, 1500)).astype(np.float32) for _ in range(2))
+    bias = rng.standard_normal(1500).astype(np.float32)
+    x = np.zeros((5, 8), PRECISIONS["bfloat16"])
+    on_device = [tvm.runtime.tensor(a, tvm.cuda(0)) for a in (x, bias, residual, products)]
+    kernels["finish"](*on_device)
+    want = np.maximum(products.astype(np.float64) + bias, 0) + residual
+    assert_close(on_device[-1].numpy(), want, np.float32, 1)
 
 
 def test_others_are_packed(rng):

@@ -10,6 +10,7 @@ from bscompile.targets.base import Problem
 from bscompile.targets.cuda.kernels.code.signature import Arguments, generate
 
 _THREADS = 256
+_OWN = 4  # outputs of a thread, so far apart that a warp's lie side by side
 
 
 def kernel(problem: Problem) -> Any:
@@ -24,12 +25,14 @@ def kernel(problem: Problem) -> Any:
 def _body(args: Arguments, n: int) -> None:
     with (
         T.thread_binding(0, args.m, "blockIdx.x") as row,
-        T.thread_binding(0, -(-n // _THREADS), "blockIdx.y") as part,
-        T.thread_binding(0, min(n, _THREADS), "threadIdx.x") as thread,
+        T.thread_binding(0, -(-n // (_OWN * _THREADS)), "blockIdx.y") as part,
+        T.thread_binding(0, _THREADS, "threadIdx.x") as thread,
         T.sblock("epilogue"),
     ):
         T.reads()
         T.writes()
-        column = T.bind(part * _THREADS + thread)
-        with T.If(column < n), T.Then():
-            T.buffer_store(args.y, args.finish(args.y[row, column], row, column), [row, column])
+        with T.unroll(_OWN) as own:
+            column = T.bind((part * _OWN + own) * _THREADS + thread)
+            with T.If(column < n), T.Then():
+                total = args.y[row, column]
+                T.buffer_store(args.y, args.finish(total, row, column), [row, column])
