@@ -2,9 +2,10 @@
 
 vit-h-ffn               1280 -> 5120 -> 1280, 256 images of 257 tokens, bfloat16, 64x64, 10 % live
 llama-8b-ffn            4096 -> 14336 -> 4096 with gate, one token, bfloat16, 64x64, 10 % live
+vit-h-ffn-dense         the first one with every block live: what the dense fallback is worth
 mlp, vit, llama, bert   float32, 10 % of the 16x16 blocks live, against onnxruntime's answers
 
-The peer of the two first is the dense model compiled by torch with max-autotune in the same run;
+The peer of the three first is the dense model compiled by torch with max-autotune in the same run;
 without torch it is what cuBLAS takes for the products alone, which is less than the model. Both
 sides are timed as CUDA graphs, the second-level cache overwritten before each call. Of the
 roof counts: weights read once, inputs and outputs, 2 · rows · live numbers FLOPs of linear layers.
@@ -29,9 +30,10 @@ from benchmarks.gpu.device import Array, rounded
 from benchmarks.gpu.measure import Ceilings, Peers, product_seconds
 
 _REPEATS = 15
-_FFN = {  # name -> (inputs, hidden, rows, gate), and the same for a dry run
-    "vit-h-ffn": ((1280, 5120, 256 * 257, False), (64, 128, 33, False)),
-    "llama-8b-ffn": ((4096, 14336, 1, True), (64, 128, 1, True)),
+_FFN = {  # name -> (inputs, hidden, rows, gate, live share), and the same for a dry run
+    "vit-h-ffn": ((1280, 5120, 256 * 257, False, 0.1), (64, 128, 33, False, 0.1)),
+    "llama-8b-ffn": ((4096, 14336, 1, True, 0.1), (64, 128, 1, True, 0.1)),
+    "vit-h-ffn-dense": ((1280, 5120, 256 * 257, False, 1.0), (64, 128, 33, False, 1.0)),
 }
 _CHECKED = 64  # rows of a feed-forward network that are checked; the others repeat them
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -148,7 +150,9 @@ def _family(family: Any, small: bool) -> tuple[Any, dict[str, np.ndarray]]:
     return proto, {k: v.numpy() for k, v in family.inputs(not small, 1).items()}
 
 
-def _ffn(k: int, hidden: int, rows: int, gate: bool) -> tuple[Any, dict[str, np.ndarray]]:
+def _ffn(
+    k: int, hidden: int, rows: int, gate: bool, share: float
+) -> tuple[Any, dict[str, np.ndarray]]:
     """down(gelu(up(x))), or down(silu(gate(x)) * up(x)), with weights [in, out]."""
     import onnx
     from onnx import numpy_helper
@@ -156,11 +160,11 @@ def _ffn(k: int, hidden: int, rows: int, gate: bool) -> tuple[Any, dict[str, np.
     rng = np.random.default_rng(0)
 
     def weight(inputs: int, outputs: int) -> np.ndarray:
-        live = rng.random((inputs // 64, outputs // 64)) < 0.1
+        live = rng.random((inputs // 64, outputs // 64)) < share
         live[0, 0] = True
         mask = live.repeat(64, 0).repeat(64, 1)
         values = rng.standard_normal((inputs, outputs), dtype=np.float32)
-        return values * mask / np.float32(np.sqrt(0.1 * inputs))
+        return values * mask / np.float32(np.sqrt(share * inputs))
 
     steps = (
         "g = MatMul(x, wg)\n s = Sigmoid(g)\n a = Mul(g, s)\n u = MatMul(x, wu)\n h = Mul(a, u)"
@@ -265,7 +269,7 @@ def _dense(device: Any, peers: Peers, name: str, small: bool) -> tuple[float, st
     """(seconds of the dense model, by whom); NaN where there is nobody."""
     if name not in _FFN:
         return math.nan, ""
-    k, hidden, rows, gate = _FFN[name][small]
+    k, hidden, rows, gate, _ = _FFN[name][small]
     if peers.torch is not None:
         try:
             return peers.torch.dense_ffn(k, hidden, rows, gate), "torch max-autotune"
