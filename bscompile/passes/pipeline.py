@@ -24,6 +24,7 @@ from bscompile.passes.recognise_quantized import RecogniseQuantized
 from bscompile.passes.recover_factors import RecoverFactors
 from bscompile.passes.requantize import Requantize
 from bscompile.passes.restate_convolutions import RestateConvolutions
+from bscompile.passes.restate_normalisation import RestateNormalisation
 from bscompile.passes.shrink import Shrink
 from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
@@ -57,7 +58,9 @@ def pipeline(
         MergeGroups(),
         # Before recognition, which knows convolutions of two axes and matmuls.
         RestateConvolutions(),
-        # After it: convolutions of one axis left pairs that cancel.
+        # Before the next: no reshape may stand between convolutions of one axis.
+        RestateNormalisation(),
+        # After both: convolutions of one axis left pairs that cancel.
         DropSqueezes(),
         # Before the next, which would take each MatMul of a factorized layer for a layer.
         RecogniseFactorized(),

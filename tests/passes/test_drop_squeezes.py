@@ -47,6 +47,24 @@ def test_without_anything_between_nothing_is_left():
     assert not {"Squeeze", "Unsqueeze"} & set(types)
 
 
+@pytest.mark.parametrize("operand", ["two", "by_channel", "row"])
+def test_normalisation_and_constants_between(operand):
+    text = f"""g (float[2, 3, 17] x) => (float[a, c, d] y) {{
+        two = Constant<value_float: float = 2.0>()
+        h = Conv(x, v)
+        n = InstanceNormalization(h, scale, shift)
+        m = Mul({operand}, n)
+        s = Sub(m, by_channel)
+        y = Conv(s, w)
+    }}"""
+    weights = {"v": dense(5, 3, 3), "w": dense(4, 5, 2), "scale": dense(5), "shift": dense(5)}
+    weights |= {"by_channel": dense(5, 1), "row": dense(15)}
+    types, step = dropped(text, weights, {"x": dense(2, 3, 17)}, RestateConvolutions())
+    norm = ["InstanceNormalization", "Mul", "Sub"]
+    assert [t for t in types if t != "Constant"] == ["Unsqueeze", "Conv", *norm, "Conv", "Squeeze"]
+    assert len(step.applied) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -62,5 +80,28 @@ def test_what_stays(body):
         {body}
     }}"""
     types, step = dropped(text, {}, {"x": dense(2, 1, 3)})
+    assert "Squeeze" in types
+    assert not step.applied
+
+
+@pytest.mark.parametrize(
+    ("axis", "middle"),
+    [
+        (0, "InstanceNormalization(h, one, one)"),  # another axis would be the batch
+        (2, "Add(h, tall)"),  # its result has more axes
+    ],
+)
+def test_what_is_between_may_forbid_it(axis, middle):
+    text = f"""g (float[1, 4, 1, 3] x) => (float[a, b, c, d] y) {{
+        axis = Constant<value_ints = [{axis}]>()
+        h = Squeeze(x, axis)
+        m = {middle}
+        u = Unsqueeze(m, axis)
+        y = Neg(u)
+    }}"""
+    if "tall" in middle:
+        text = text.replace("float[a, b, c, d] y", "float[a, b, c, d, e] y")
+    weights = {"one": dense(1), "tall": dense(5, 1, 4, 3)}
+    types, step = dropped(text, weights, {"x": dense(1, 4, 1, 3)})
     assert "Squeeze" in types
     assert not step.applied

@@ -135,6 +135,29 @@ def _reduce(
     return te.compute(shape, element, name="extreme")
 
 
+def _group_norm(bb: relax.BlockBuilder, call: Any) -> Any:
+    """Mean and variance one after the other; TVM takes both in one go, as a difference of squares.
+
+    Groups of channels become an axis behind the one of the groups.
+    """
+    op, attrs = relax.op, call.attrs
+    x, *vectors = call.args
+    shape = list(x.ty.shape.values)
+    axis, groups = int(attrs.channel_axis) % len(shape), int(attrs.num_groups)
+    size = int(shape[axis].value) // groups
+    cut = [*shape[:axis], groups, size, *shape[axis + 1 :]]
+    over = [axis + 1, *(int(a) + (int(a) > axis) for a in attrs.axes)]
+    x = bb.emit(op.reshape(x, cut))
+    distance = bb.emit(op.subtract(x, bb.emit(op.mean(x, over, keepdims=True))))
+    variance = bb.emit(op.mean(op.multiply(distance, distance), over, keepdims=True))
+    epsilon = relax.const(float(attrs.epsilon), str(x.ty.dtype))
+    y = bb.emit(op.divide(distance, op.sqrt(op.add(variance, epsilon))))
+    y = bb.emit(op.reshape(y, shape))
+    behind = [1] * (len(shape) - axis - 1)
+    gamma, beta = (op.reshape(vector, [groups * size, *behind]) for vector in vectors)
+    return op.add(op.multiply(y, gamma), beta)
+
+
 FAST_MATH: dict[str, Legalizer] = {
     "relax.erf": _unary("erf", _keep_nan(topi.fast_erf)),
     "relax.exp": _unary("exp", topi.fast_exp),
@@ -144,6 +167,7 @@ FAST_MATH: dict[str, Legalizer] = {
     "relax.minimum": _pairwise("minimum", lambda a, b: a <= b),
     "relax.nn.gelu": _unary("gelu", _gelu),
     "relax.nn.gelu_tanh": _unary("gelu_tanh", _gelu_tanh),
+    "relax.nn.group_norm": _group_norm,
     "relax.nn.relu": _unary("relu", _relu),
     "relax.nn.silu": _unary("silu", _silu),
     "relax.sigmoid": _unary("sigmoid", _sigmoid),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bscompile.targets.cpu.code import attention
 from bscompile.targets.cpu.fuse_attention import FuseAttention
 from bscompile.targets.cpu.fuse_depthwise import FuseDepthwise
+from bscompile.targets.cpu.fuse_groups import FuseGroups
 from bscompile.targets.cpu.fuse_matmul import FuseMatmul
 from bscompile.targets.cpu.fuse_rows import FuseRows
 from bscompile.targets.cpu.legalize import FAST_MATH
@@ -25,6 +26,7 @@ def passes(hardware: HardwareSpec) -> list[Any]:
     graph = [
         FuseAttention(attention.for_machine(hardware)),
         FuseDepthwise(hardware),
+        FuseGroups(hardware),
         FuseMatmul(hardware),
         FuseRows(hardware),
     ]

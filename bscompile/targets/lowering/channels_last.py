@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 from tvm import relax, tirx
 
+from bscompile.targets.lowering import normalisation
 from bscompile.targets.lowering.importer import NodeView
 
 if TYPE_CHECKING:
@@ -112,10 +113,10 @@ def _turned(view: NodeView) -> _Turned | None:
             if len(shape) > 4:
                 return None
             exprs.append(expr)
+        elif len(shape) in (3, 4) and shape[-2:] == [1, 1] and shape[:-3] in ([], [1]):
+            exprs.append(view.bb.emit(relax.op.reshape(expr, [expr.ty.shape.values[-3]])))
         elif len(shape) == 4:
             exprs.append(view.bb.emit(relax.op.permute_dims(expr, _TO_LAST)))
-        elif len(shape) == 3 and shape[1:] == [1, 1]:
-            exprs.append(view.bb.emit(relax.op.reshape(expr, [expr.ty.shape.values[0]])))
         else:
             return None
     return _Turned(view.node, view.importer, view.attributes, view.opset, tuple(exprs))
@@ -137,6 +138,10 @@ def _batch_normalization(view: NodeView) -> Any:
     factor = bb.emit(op.divide(scale, op.sqrt(op.add(variance, epsilon))))
     rest = bb.emit(op.subtract(shift, op.multiply(mean, factor)))
     return op.add(op.multiply(image(view, 0), factor), rest)
+
+
+def _normalisation(view: NodeView) -> Any:
+    return normalisation.normalised(view, image(view, 0), channel_axis=3, axes=[1, 2])
 
 
 def _max_pool(view: NodeView) -> Any:
@@ -206,6 +211,8 @@ _RULES: dict[str, Callable[[NodeView], Any]] = {
     "BatchNormalization": _batch_normalization,
     "Concat": _concatenate,
     "GlobalAveragePool": _global_average_pool,
+    "GroupNormalization": _normalisation,
+    "InstanceNormalization": _normalisation,
     "MaxPool": _max_pool,
     "ReduceMean": _mean,
     "Slice": _slice,

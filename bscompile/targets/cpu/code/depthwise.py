@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect import ConvGeometry
-from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, function, pieces
+from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, function, over_channels
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Expr
 from bscompile.targets.kernels.code.windows import Run, for_kinds, rows_inside, tile_kinds
@@ -46,7 +46,7 @@ def generate(
     height, channels, width = int(x[1]), int(x[3]), int(y[2])
     positions = min(POSITIONS, width)
     kinds = tile_kinds(conv, int(x[2]), positions)
-    tiles = -(-width // positions)
+    tiles, wide = -(-width // positions), VECTORS * lanes
     tensors = [Tensor("x", "bhwc", x), Tensor("taps", "pqci", (kh, kw, channels, 1))]
     tensors += [Tensor("bias", "c", (channels,))] if biased else []
     tensors.append(Tensor("y", "bhwc", y))
@@ -66,7 +66,7 @@ def generate(
                     for_kinds(kinds, index, lambda runs: along(b, row, first, runs))
 
         def along(b: Expr, row: Expr, first: Expr, runs: Sequence[Run]) -> None:
-            _over_channels(channels, lanes, lambda c, cut: tile(b, row, first, runs, c, cut))
+            over_channels(channels, wide, lanes, lambda c, cut: tile(b, row, first, runs, c, cut))
 
         def tile(
             b: Expr,
@@ -77,7 +77,7 @@ def generate(
             cut: list[tuple[int, int]],
         ) -> None:
             with emit.opaque():
-                sums = emit.accumulators(positions, VECTORS * lanes)
+                sums = emit.accumulators(positions, wide)
                 for acc in sums:
                     for at, n in cut:
                         start = bias.load(n, c=c + at) if bias else emit.constant(0.0, n)
@@ -101,13 +101,3 @@ def generate(
         emit.parallel_tasks(tasks, task)
 
     return function("depthwise", tensors, body)
-
-
-def _over_channels(
-    channels: int, lanes: int, emit_tile: Callable[[Expr, list[tuple[int, int]]], None]
-) -> None:
-    wide = VECTORS * lanes
-    with T.serial(0, T.int64(channels // wide)) as block:
-        emit_tile(block * wide, pieces(wide, lanes))
-    if channels % wide:
-        emit_tile(T.int64(channels - channels % wide), pieces(channels % wide, lanes))

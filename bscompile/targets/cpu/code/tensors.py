@@ -126,3 +126,13 @@ def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
         cut.append((offset, size))
         offset += size
     return cut
+
+
+def over_channels(
+    channels: int, wide: int, lanes: int, step: Callable[[Expr, list[tuple[int, int]]], object]
+) -> None:
+    """``step(first channel, pieces)`` for each ``wide`` channels, then for what is left of them."""
+    with T.serial(0, T.int64(channels // wide)) as block:
+        step(block * wide, pieces(wide, lanes))
+    if channels % wide:
+        step(T.int64(channels - channels % wide), pieces(channels % wide, lanes))

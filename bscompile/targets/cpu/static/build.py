@@ -18,6 +18,7 @@ def prepare(lowered: Lowered, context: TargetContext) -> Lowered:
     """
     from bscompile.targets.cpu.code import attention
     from bscompile.targets.cpu.fuse_attention import FuseAttention
+    from bscompile.targets.cpu.fuse_groups import FuseGroups
     from bscompile.targets.cpu.fuse_matmul import FuseMatmul
     from bscompile.targets.cpu.fuse_rows import FuseRows
     from bscompile.targets.cpu.legalize import FAST_MATH
@@ -30,6 +31,7 @@ def prepare(lowered: Lowered, context: TargetContext) -> Lowered:
         legalize=FAST_MATH,
         graph=[
             FuseAttention(attention.for_machine(hardware)),
+            FuseGroups(hardware),
             FuseMatmul(hardware),
             FuseRows(hardware),
         ],
