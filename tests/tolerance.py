@@ -1,5 +1,6 @@
 """One place that says how close results must be."""
 
+import ml_dtypes
 import numpy as np
 
 
@@ -13,7 +14,7 @@ def assert_close(got, want, dtype, k, scale=None, what=""):
     if got.size == 0:
         return
     scale = max(float(np.abs(want).max()), 1e-6) if scale is None else scale
-    tolerance = 8 * float(np.finfo(dtype).eps) * np.sqrt(max(k, 1)) * scale
+    tolerance = 8 * float(ml_dtypes.finfo(dtype).eps) * np.sqrt(max(k, 1)) * scale
     worst = float(np.abs(got - want).max())
     assert np.isfinite(got).all() == np.isfinite(want).all(), f"{what}: not finite"
     assert worst <= tolerance, f"{what}: error {worst:.3g} over tolerance {tolerance:.3g}"

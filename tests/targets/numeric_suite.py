@@ -166,6 +166,10 @@ class Adapter(ABC):
         """What a template's kernel should give, in float64; ``op`` is in the case's dtype."""
         return evaluate(op, x, tensors)
 
+    def rounding(self, template: str, config: Any, terms: int) -> tuple[str, int]:
+        """(dtype, terms) of sums whose rounding a template's results may show."""
+        return str(config.get("multiply", "float32")), terms
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -176,14 +180,14 @@ class Result:
         got: y.
         wanted: In float64.
         changed: y with one weight changed; None where the case has no control.
-        multiplied_in: In which products are summed, in part at least.
+        rounding: dtype and number of terms of the sums that its rounding is of.
     """
 
     template: str
     got: Any
     wanted: Any
     changed: Any
-    multiplied_in: str = "float32"
+    rounding: tuple[str, int]
 
 
 @dataclass(eq=False)
@@ -191,7 +195,7 @@ class _Planned:
     case: Case
     template: str
     wanted: Any
-    multiplied_in: str
+    rounding: tuple[str, int]
     calls: list[Call] = field(default_factory=list)
 
 
@@ -207,7 +211,7 @@ def results(adapter: Adapter) -> dict[Case, list[Result]]:
     for one in planned:
         got = next(outputs)
         changed = next(outputs) if one.case.control else None
-        result = Result(one.template, got, one.wanted, changed, one.multiplied_in)
+        result = Result(one.template, got, one.wanted, changed, one.rounding)
         found.setdefault(one.case, []).append(result)
     return found
 
@@ -236,7 +240,8 @@ def _plan(adapter: Adapter, case: Case, number: int) -> list[_Planned]:
         config = space[0] if number % 2 else space[5 * number % len(space)]
         ops = [stored, in_precision(_changed(op, rng), dtype)] if case.control else [stored]
         wanted = adapter.reference(template.name, stored, x, tensors)
-        one = _Planned(case, template.name, wanted, str(config.get("multiply", "float32")))
+        rounding = adapter.rounding(template.name, config, k * max(1, problem.rank))
+        one = _Planned(case, template.name, wanted, rounding)
         for variant in ops:
             kernel = template.build(problem, kernel_weight(variant), config, hardware)
             one.calls.append(Call(kernel, (x, *tensors), (case.rows, n)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from bscompile.dialect import LinearOp, evaluate
 from bscompile.dialect.precision import PRECISIONS
 from bscompile.dialect.quantization import Quantization
+from bscompile.formats import KroneckerSum
 from bscompile.targets.base import problem_of
 from tests.targets.narrow_running import (
     PATHS,
@@ -100,6 +102,77 @@ def test_factorized(precision, order, rng):
     space = template("kronecker").space(problem_of(op, 18, PRECISIONS[precision]), hardware)
     config = next(c for c in space if c["order"] == order)
     check(op, precision, hardware, "kronecker", 18, rng, config)
+
+
+def small(rng, *shape):
+    """Integers whose sums bfloat16 holds exactly."""
+    return rng.integers(-1, 2, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("order", ["a_first", "b_first"])
+@pytest.mark.parametrize(
+    ("grid", "block", "rank", "m", "density"),
+    [
+        ((9, 7), (8, 8), 1, 33, 0.4),
+        ((5, 11), (4, 6), 2, 18, 0.5),
+        ((3, 5), (16, 16), 3, 20, 0.6),
+        ((7, 5), (12, 2), 4, 40, 1.0),
+        ((3, 4), (32, 8), 5, 9, 0.5),
+        ((9, 7), (8, 8), 2, 1, 0.4),
+        ((3, 2), (20, 64), 1, 3, 0.5),
+        ((4, 3), (8, 4), 2, 5, 0.0),
+    ],
+)
+def test_factors_in_pairs_are_exact_where_bfloat16_is(order, grid, block, rank, m, density, rng):
+    """Integers small enough show every wrong index: nothing is rounded on the way."""
+    hardware = on("avx512", ("avx512_bf16",))
+    live = rng.random(grid) < density
+    live[1] = False
+    weight = KroneckerSum(small(rng, rank, *grid) * live, small(rng, rank, *block))
+    op, x = LinearOp("layer", weight, ("bias",)), small(rng, m, grid[1] * block[1])
+    tensors = epilogue_tensors(rng, op.epilogue, m, op.shape[0])
+    want = evaluate(op, x, tensors)
+    problem = problem_of(op, m, PRECISIONS["bfloat16"])
+    space = [
+        c for c in template("narrow_kronecker").space(problem, hardware) if c["order"] == order
+    ]
+    for config in {c["rows"]: c for c in space[::-1]}.values():
+        kernel, _ = kernel_of(op, "bfloat16", hardware, "narrow_kronecker", m, config)
+        got = run_kernel(kernel, hardware, x, tensors, want.shape)
+        np.testing.assert_array_equal(got, want.astype(np.float32), err_msg=str(config))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_factors_in_pairs_with_symbolic_rows(rank, rng):
+    """Tiles of fewer rows serve short calls; a row that is not finite spoils no other."""
+    hardware = on("avx512", ("avx512_bf16",))
+    live = rng.random((9, 6)) < 0.5
+    weight = KroneckerSum(small(rng, rank, 9, 6) * live, small(rng, rank, 8, 8))
+    op = LinearOp("layer", weight, ("relu",))
+    run = load_kernel(kernel_of(op, "bfloat16", hardware, "narrow_kronecker", None)[0], hardware)
+    for m in (1, 3, 7, 21):
+        x = small(rng, m, 48)
+        want = evaluate(op, x).astype(np.float32)
+        x[m // 2, 5] = np.inf
+        others = [row for row in range(m) if row != m // 2]
+        np.testing.assert_array_equal(run(x, (), (m, 72))[others], want[others])
+
+
+@pytest.mark.parametrize("order", ["a_first", "b_first"])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_factors_in_pairs_round_as_the_page_says(order, rank, rng):
+    """docs/low_precision.md: about as much as any other layer in bfloat16, whatever the rank."""
+    hardware = on("avx512", ("avx512_bf16",))
+    op = LinearOp("layer", kronecker(rng, (96, 512), (8, 8), rank, 0.2))
+    problem = problem_of(op, 32, PRECISIONS["bfloat16"])
+    space = template("narrow_kronecker").space(problem, hardware)
+    config = next(c for c in space if c["order"] == order)
+    kernel, _ = kernel_of(op, "bfloat16", hardware, "narrow_kronecker", 32, config)
+    x = rng.standard_normal((32, 512)).astype(np.float32)
+    want = evaluate(op, x)
+    got = run_kernel(kernel, hardware, x, (), want.shape)
+    error = np.abs(got - want).max() / np.abs(want).max()
+    assert 1e-4 < error < 2 * float(ml_dtypes.finfo("bfloat16").eps)
 
 
 @pytest.mark.parametrize(("precision", "features"), PATHS[:3])

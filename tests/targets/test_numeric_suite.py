@@ -31,10 +31,9 @@ def results_here(adapter):
 def test_a_case_is_right(adapter, case):
     found = results_here(adapter).get(case)
     assert found, "no template takes it"
-    k = case.shape[1] * (case.rank if case.form == "kronecker" else 1)
     for result in found:
         what = f"{adapter.target} {result.template} {case}"
-        assert_close(result.got, result.wanted, result.multiplied_in, k, what=what)
+        assert_close(result.got, result.wanted, *result.rounding, what=what)
 
 
 @pytest.mark.parametrize(

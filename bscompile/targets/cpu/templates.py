@@ -8,6 +8,7 @@ from bscompile.targets.kernels.block_sparse_outputs import BlockSparseOutputs
 from bscompile.targets.kernels.block_sparse_rows import BlockSparseRows
 from bscompile.targets.kernels.dense import DenseTemplate
 from bscompile.targets.kernels.kronecker import KroneckerTemplate
+from bscompile.targets.kernels.kronecker_narrow import NarrowKronecker
 from bscompile.targets.kernels.narrow import NarrowProducts
 from bscompile.targets.kernels.narrow_rows import NarrowRows
 
@@ -18,5 +19,6 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
     KroneckerTemplate(),
     NarrowProducts(),
     NarrowRows(),
+    NarrowKronecker(),
     AmxTiles(),
 )

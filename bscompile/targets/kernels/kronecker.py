@@ -42,14 +42,7 @@ class KroneckerTemplate(KernelTemplate):
         """Tiles whose sums fit the registers, both orders, the cheapest by cost first."""
         if problem.form != "kronecker" or not widens(problem, hardware):
             return ()
-        lanes, (bh, bw) = lanes_of(hardware), problem.block
-        configs = [
-            {"rows": rows, "tasks": tasks, "split": split, "order": order}
-            for order, side in (("b_first", bh), ("a_first", bw))
-            for rows in _tile_sizes(problem, side, lanes, registers_of(hardware))
-            for tasks in task_counts(hardware)
-            for split in (("rows", "outputs") if tasks > 1 else ("rows",))
-        ]
+        configs = configurations(problem, hardware)
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
@@ -115,6 +108,18 @@ class KroneckerTemplate(KernelTemplate):
             order=str(config["order"]),
         )
         return Kernel(func, operands)
+
+
+def configurations(problem: Problem, hardware: HardwareSpec) -> list[Config]:
+    """Tiles whose sums fit the registers, both orders, in no order themselves."""
+    lanes, (bh, bw) = lanes_of(hardware), problem.block
+    return [
+        {"rows": rows, "tasks": tasks, "split": split, "order": order}
+        for order, side in (("b_first", bh), ("a_first", bw))
+        for rows in _tile_sizes(problem, side, lanes, registers_of(hardware))
+        for tasks in task_counts(hardware)
+        for split in (("rows", "outputs") if tasks > 1 else ("rows",))
+    ]
 
 
 def _tile_sizes(problem: Problem, side: int, lanes: int, registers: int) -> list[int]:

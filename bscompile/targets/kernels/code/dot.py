@@ -155,7 +155,7 @@ _MULTIPLY_PAIRS = {
 
 
 def to_bfloat16(value: Expr, lanes: int) -> Expr:
-    """float32 rounded to nearest even, as the bits of bfloat16; 1 or 16 lanes."""
+    """float32 rounded to nearest even, as the bits of bfloat16; 1 or 16 lanes, x86 also between."""
     dtype = "uint16" if lanes == 1 else f"uint16x{lanes}"
     return T.call_extern(dtype, f"bsc_to_bf16_{lanes}", value)
 
@@ -213,4 +213,4 @@ define weak <4 x float> @bsc_mmla_bf16(<4 x float> %c, <4 x i32> %a, <4 x i32> %
 }"""
 _BFMMLA = "\n".join([_BFMMLA_4, _to_bf16(1), _to_bf16(16)]) + "\n"
 _BFDOT = "\n".join([_BFDOT_4, _to_bf16(1), _to_bf16(16)]) + "\n"
-_BF16 = "\n".join([*map(_dot_bf16, _WIDTHS), _to_bf16(1), _to_bf16(16)]) + "\n"
+_BF16 = "\n".join([*map(_dot_bf16, _WIDTHS), *map(_to_bf16, (1, 2, *_WIDTHS))]) + "\n"

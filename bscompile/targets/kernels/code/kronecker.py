@@ -53,10 +53,10 @@ def generate(
         split: What the tasks share: ``rows``, or ``outputs`` by bounds.
         order: ``b_first`` or ``a_first``.
     """
-    return _Nest(problem, operands, rows, lanes, registers, tasks, split, order).generate()
+    return Nest(problem, operands, rows, lanes, registers, tasks, split, order).generate()
 
 
-class _Nest:
+class Nest:
     """The loops; arguments as of ``generate``."""
 
     def __init__(
@@ -96,19 +96,31 @@ class _Nest:
                 p, self.tasks, self.split, tiles, self.block_rows, args.operands[4]
             )
             with emit.opaque():
-                prepared = T.sblock_alloc_buffer((self.block_cols, self._flat(rows)), "float32")
+                prepared, middle = self._buffers(rows)
                 outputs = T.sblock_alloc_buffer((rows, self.chunk * self.bh), "float32")
-                middle = T.sblock_alloc_buffer((self.rank, rows * self.bw), "float32")
                 with emit.loop(*tile_range) as tile, emit.opaque():
                     row = T.bind(emit.tile_start(args.m, rows, tile))
-                    with T.serial(0, T.int64(self.block_cols)) as q:
-                        if self.b_first:
-                            self._block_products(args, rows, row, q, prepared)
-                        else:
-                            self._copy_inputs(args, rows, row, q, prepared)
+                    self._prepare(args, rows, row, prepared, middle)
                     self._outputs(args, rows, row, row_range, prepared, outputs, middle)
 
         emit.parallel_tasks(self.tasks, task)
+
+    def _buffers(self, rows: int) -> tuple[Buffer, Buffer]:
+        """What the sum over q reads of a tile, and what A first puts between it and B."""
+        return (
+            T.sblock_alloc_buffer((self.block_cols, self._flat(rows)), "float32"),
+            T.sblock_alloc_buffer((self.rank, rows * self.bw), "float32"),
+        )
+
+    def _prepare(
+        self, args: Arguments, rows: int, row: Expr, prepared: Buffer, middle: Buffer
+    ) -> None:
+        """Fill ``prepared`` for the tile that begins at ``row``."""
+        with T.serial(0, T.int64(self.block_cols)) as q:
+            if self.b_first:
+                self._block_products(args, rows, row, q, prepared)
+            else:
+                self._copy_inputs(args, rows, row, q, prepared)
 
     def _flat(self, rows: int) -> int:
         """Elements of a tile's flat vector, all its terms where each has its own."""
@@ -117,7 +129,7 @@ class _Nest:
     def _group(self, rows: int) -> int:
         """Rows whose block products are accumulated together."""
         most = max(1, _CHAINS // len(pieces(self.bh, self.lanes)))
-        return _divisor(rows, most)
+        return divisor(rows, most)
 
     def _block_products(
         self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Buffer
@@ -176,7 +188,7 @@ class _Nest:
         self, args: Arguments, rows: int, row: Expr, q: Expr, prepared: Buffer
     ) -> None:
         """prepared[q, r, :] = x[row + r, q, :]."""
-        group = _divisor(rows, _COPIED)
+        group = divisor(rows, _COPIED)
         with T.serial(0, T.int64(rows // group)) as g, emit.opaque():
             for r in range(group):
                 for at, size in pieces(self.bw, self.lanes):
@@ -279,7 +291,7 @@ class _Nest:
         terms = [(i, i * width, 0) for i in range(self.rank)]
         (vectors,) = self._weighted_sums(args, width, p, prepared, terms)
         for acc, at, position, size in vectors:
-            for part, part_size in _row_parts(position, size, self.bh):
+            for part, part_size in row_parts(position, size, self.bh):
                 value = emit.load(acc, at + part - position, lanes=part_size)
                 r, d = divmod(part, self.bh)
                 emit.store(outputs, value, r, local * self.bh + d, lanes=part_size)
@@ -341,12 +353,12 @@ class _Nest:
                 write(self.bh, local * self.bh)
 
 
-def _divisor(number: int, most: int) -> int:
+def divisor(number: int, most: int) -> int:
     """The largest divisor of a number that is at most ``most``."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
-def _row_parts(position: int, size: int, height: int) -> list[tuple[int, int]]:
+def row_parts(position: int, size: int, height: int) -> list[tuple[int, int]]:
     """Cut a vector over the flat [rows, height] at row ends: (position, lanes)."""
     parts = []
     end = position + size
