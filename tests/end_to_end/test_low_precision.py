@@ -10,6 +10,7 @@ import bscompile
 from bscompile.api import build
 from bscompile.errors import UsageError
 from bscompile.report.tables import form
+from bscompile.targets.cpu.hardware import host_features
 from bscompile.verification import verify
 from tests.end_to_end.families import FAMILIES, export, with_weights
 from tests.end_to_end.families import WEIGHTS as SPARSE
@@ -189,6 +190,43 @@ def test_convolutions_and_factorized_layers(dtype, tmp_path):
     assert ("in float32: " in matmul.reason) == (dtype == "int8")
     assert matmul.found == "kronecker"
     assert verify(tmp_path / "model.bsc", path, samples=1).passed
+
+
+#: Attention on its own, before a layer or not.
+ATTENTION = """g (float[b, s, 48] x, float[b, t, 48] z) => (float[b, s, 48] y) {
+    split = Constant<value_ints: ints = [0, 0, 3, 16]>()
+    join = Constant<value_ints: ints = [0, 0, 48]>()
+    q4 = Reshape(x, split)  q = Transpose<perm: ints = [0, 2, 1, 3]>(q4)
+    k4 = Reshape(z, split)  k = Transpose<perm: ints = [0, 2, 3, 1]>(k4)
+    v = Transpose<perm: ints = [0, 2, 1, 3]>(k4)
+    scores = MatMul(q, k)  p = Softmax(scores)  o = MatMul(p, v)
+    t4 = Transpose<perm: ints = [0, 2, 1, 3]>(o)  f = Reshape(t4, join)
+    y = LAYER
+}"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "rounded"),
+    [("MatMul(f, w)", "bf16", True), ("MatMul(f, w)", "fp16", False), ("Neg(f)", "bf16", False)],
+)
+def test_attention_is_in_bfloat16_where_layers_are(layer, dtype, rounded, tmp_path):
+    """Not by the option alone: a model without layers says nothing of what it lost."""
+    path = tmp_path / "model.onnx"
+    weights = {"w": np.eye(48, dtype=np.float32)} if "MatMul" in layer else {}
+    proto = model_from(ATTENTION.replace("LAYER", layer), weights)
+    onnx.save(proto, path)
+    build(path, dtype=dtype, output=tmp_path / "model.bsc")
+    loaded = bscompile.load(tmp_path / "model.bsc")
+    rounded = rounded and "avx512_bf16" in host_features()
+    for s, t in [(19, 33), (3, 8), (1, 1)]:
+        feeds = {"x": dense(2, s, 48, seed=s), "z": dense(2, t, 48, seed=t)}
+        (want,) = run_ort(proto, feeds)
+        error = np.abs(loaded.run(feeds)["y"] - want) / np.abs(want).max()
+        # Rounded scores of up to 20 move a weight by a few percent, a layer alone nothing by half.
+        assert error.max() < (0.1 if rounded else 0.004)
+        if t > 1 and dtype == "bf16":
+            assert (error.max() > 0.004) == rounded
+    assert verify(tmp_path / "model.bsc", path, samples=2).passed
 
 
 def test_weights_that_overflow_float16_stay_float32(tmp_path):

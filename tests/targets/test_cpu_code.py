@@ -1,8 +1,14 @@
 """The CPU's generated loops and schedules against onnxruntime: odd sizes, symbolic sizes."""
 
+import ml_dtypes
 import numpy as np
 import pytest
+import tvm
 
+from bscompile.targets.cpu.build import compile_kernel
+from bscompile.targets.cpu.code import attention
+from bscompile.targets.cpu.code.attention_narrow import BFloat16Nest
+from tests.targets import attention_cases, narrow_running
 from tests.targets.lowering_helpers import Compiled, assert_equal_to_onnxruntime, model
 
 RNG = np.random.default_rng(1)
@@ -121,6 +127,29 @@ def test_keys_that_are_turned_behind_merged_heads():
     ]
     compiled = assert_equal_to_onnxruntime(proto, *feeds)
     assert "attention" in functions(compiled)
+
+
+@pytest.mark.parametrize("case", attention_cases.CASES)
+def test_attention_in_bfloat16(case):
+    """Inputs are rounded in the reference too; what is left are the rounded weights of V."""
+    tensors, mask, out, arrays = attention_cases.operands(case, np.random.default_rng(0))
+    generate = attention.for_machine(narrow_machine(), BFloat16Nest)
+    function = generate(*tensors, mask, out, scale=0.3, drop_nan="without" in case)
+    run = compile_kernel(function, narrow_machine()).jit()["kernel"]
+    want = attention_cases.wanted(tensors, mask, arrays, 0.3, ml_dtypes.bfloat16)
+    want = want.transpose(["bhse".index(axis) for axis in out.axes])
+    held = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
+    got = tvm.runtime.tensor(np.full(want.shape, np.nan, np.float32))
+    run(*held, got)
+    largest = np.abs(arrays[2]).max()  # the rounding of each weight is at most eps / 2 of it
+    assert np.abs(got.numpy() - want).max() <= 2.0**-8 * largest
+
+
+def narrow_machine():
+    machine = narrow_running.machine("avx512", ("avx512_bf16",))
+    if machine is None:
+        pytest.skip("this CPU lacks avx512_bf16")
+    return machine
 
 
 @pytest.mark.parametrize("width", [1, 3, 15, 16, 17, 33, 197])

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 VECTORS = 2  # vectors of keys, or of outputs, per register tile
 
 
-def for_machine(hardware: HardwareSpec) -> Callable[..., Any]:
-    """``generate`` with what it has to know of the machine."""
-    return partial(generate, lanes=hardware.vector_bytes // 4, tasks=hardware.cores)
+def for_machine(hardware: HardwareSpec, nest: type[Nest] | None = None) -> Callable[..., Any]:
+    """``generate`` with what it has to know of the machine, and how to multiply."""
+    return partial(generate, lanes=hardware.vector_bytes // 4, tasks=hardware.cores, nest=nest)
 
 
 def generate(
@@ -50,6 +50,7 @@ def generate(
     drop_nan: bool = False,
     lanes: int,
     tasks: int,
+    nest: type[Nest] | None = None,
 ) -> Any:
     """The function (q, k, v, [mask,] out).
 
@@ -63,7 +64,9 @@ def generate(
         drop_nan: Weights that are NaN count as 0.
         lanes: Elements of one vector.
         tasks: Parallel tasks.
+        nest: Emits the loops; None multiplies in float32.
     """
+    kind = nest or Nest
     tensors = [t for t in (q, k, v, mask, out) if t is not None]
     masked = mask is not None
 
@@ -71,13 +74,13 @@ def generate(
         emit.for_row_tiles(
             size(q.size("s")),
             (8, 2) if lanes >= 16 else (6, 2),
-            lambda rows: _Nest(arguments, size, masked, scale, drop_nan, lanes, rows).emit(tasks),
+            lambda rows: kind(arguments, size, masked, scale, drop_nan, lanes, rows).emit(tasks),
         )
 
     return function("attention", tensors, body)
 
 
-class _Nest:
+class Nest:
     """The code for one number of rows per tile."""
 
     def __init__(
@@ -101,34 +104,50 @@ class _Nest:
         self.padded = rounded_up(self.keys, VECTORS * lanes)
 
     def emit(self, tasks: int) -> None:
+        """Emit everything."""
         tiles = T.int64(emit.tile_count(self.queries, self.rows))
         work = tiles * self.heads * self.batch
 
         def task(p: Expr) -> None:
             with emit.opaque():
-                columns = T.sblock_alloc_buffer((self.inner, self.padded), "float32")
-                scores = T.sblock_alloc_buffer((self.rows, self.padded), "float32")
-                # This first use also keeps TVM from moving the buffer into the loop, where it
-                # would not survive from one item to the next.
-                self._clear_padding(columns)
+                kept, passing = self._kept(), self._passing()
                 first, last = (T.bind(end) for end in emit.share(work, p, tasks))
                 with T.serial(first, last) as item:
                     tile = T.bind(T.floormod(item, tiles))
                     head = T.bind(T.floormod(T.floordiv(item, tiles), self.heads))
                     batch = T.bind(T.floordiv(item, tiles * self.heads))
                     with T.If(T.Or(tile == 0, item == first)), T.Then():
-                        self._pack(columns, batch, head)
+                        self._pack(kept, batch, head)
                     row = T.bind(emit.tile_start(self.queries, self.rows, tile))
-                    self._scores(columns, scores, batch, head, row)
+                    self._scores(kept, passing, batch, head, row)
                     with emit.opaque():
                         totals = emit.accumulators(1, self.rows)[0]
-                        self._softmax(scores, totals, batch, head, row)
-                        self._outputs(scores, totals, batch, head, row)
+                        self._softmax(passing, totals, batch, head, row)
+                        self._outputs(kept, passing, totals, batch, head, row)
 
         emit.parallel_tasks(tasks, task)
 
-    def _pack(self, columns: Buffer, batch: Expr, head: Expr) -> None:
+    def _kept(self) -> list[Buffer]:
+        """What is made once for each (batch, head): K in columns.
+
+        A first use here also keeps TVM from moving the buffer into the loop, where it would not
+        survive from one item to the next.
+        """
+        columns = T.sblock_alloc_buffer((self.inner, self.padded), "float32")
+        self._clear_padding(columns)
+        return [columns]
+
+    def _passing(self) -> list[Buffer]:
+        """What is made for each tile: first its scores, last its weights."""
+        return [T.sblock_alloc_buffer((self.rows, self.padded), "float32")]
+
+    def _weigh(self, passing: list[Buffer], weight: Expr, r: Expr, at: Expr) -> None:
+        """Keep a vector of weights, which are not yet divided by their sum."""
+        emit.store(passing[-1], weight, r, at, lanes=self.lanes)
+
+    def _pack(self, kept: list[Buffer], batch: Expr, head: Expr) -> None:
         """K -> [d, t]."""
+        (columns,) = kept
         with T.serial(0, T.int64(self.keys)) as t, T.serial(0, T.int64(self.inner)) as d:
             T.buffer_store(columns, self.k.load(b=batch, h=head, t=t, d=d), [d, t])
 
@@ -138,8 +157,11 @@ class _Nest:
         with T.serial(0, T.int64(self.inner)) as d, behind as t:
             T.buffer_store(columns, T.float32(0), [d, t])
 
-    def _scores(self, columns: Buffer, scores: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
+    def _scores(
+        self, kept: list[Buffer], passing: list[Buffer], batch: Expr, head: Expr, row: Expr
+    ) -> None:
         """Scores = scale · Q Kᵀ for one tile of queries."""
+        (columns,) = kept
         width = VECTORS * self.lanes
         blocks = T.floordiv(T.int64(self.padded), T.int64(width))
         with T.serial(0, blocks) as block, emit.opaque():
@@ -152,17 +174,23 @@ class _Nest:
                     [emit.load(columns, d, block * width + a, lanes=self.lanes) for a in at],
                     lambda r: self.q.load(b=batch, h=head, s=row + r, d=d),
                 )
-            factor = emit.constant(self.scale, self.lanes)
-            for r, acc in enumerate(sums):
-                for a in at:
-                    value = emit.load(acc, a, lanes=self.lanes) * factor
-                    emit.store(scores, value, r, block * width + a, lanes=self.lanes)
+            self._scale(sums, at, passing[0], block * width)
 
-    def _softmax(self, scores: Buffer, totals: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
-        """Scores -> exp(scores + mask - max), their sums inverted in ``totals``.
+    def _scale(self, sums: list[Buffer], at: list[int], scores: Buffer, first: Expr) -> None:
+        factor = emit.constant(self.scale, self.lanes)
+        for r, acc in enumerate(sums):
+            for a in at:
+                value = emit.load(acc, a, lanes=self.lanes) * factor
+                emit.store(scores, value, r, first + a, lanes=self.lanes)
+
+    def _softmax(
+        self, passing: list[Buffer], totals: Buffer, batch: Expr, head: Expr, row: Expr
+    ) -> None:
+        """Scores -> weights exp(scores + mask - max), their sums inverted in ``totals``.
 
         Several rows go side by side: one row alone would wait for its own results.
         """
+        scores = passing[0]
         group = next(n for n in (4, 3, 2, 1) if self.rows % n == 0)
         lanes, within = self.lanes, range(group)
         with T.serial(0, T.int64(self.rows // group)) as g, emit.opaque():
@@ -192,7 +220,7 @@ class _Nest:
                 for r, acc, top in zip(queries, partial, tops, strict=True):
                     score = emit.load(scores, r, i * lanes, lanes=lanes)
                     power = exp(score - emit.splat(top, lanes), lanes)
-                    emit.store(scores, power, r, i * lanes, lanes=lanes)
+                    self._weigh(passing, power, r, i * lanes)
                     total = emit.load(acc, 0, lanes=lanes) + power
                     emit.store(acc, total, 0, lanes=lanes)
             for r, acc in zip(queries, partial, strict=True):
@@ -202,8 +230,7 @@ class _Nest:
                     with T.If(T.isnan(whole)), T.Then():  # one NaN makes a row of them
                         T.buffer_store(totals, T.float32(1), [r])
                         with T.serial(0, vectors) as i:
-                            zero = emit.constant(0.0, lanes)
-                            emit.store(scores, zero, r, i * lanes, lanes=lanes)
+                            self._weigh(passing, emit.constant(0.0, lanes), r, i * lanes)
 
     def _add_mask(self, scores: Buffer, queries: list[Expr], where: list[dict[str, Expr]]) -> None:
         assert self.mask is not None
@@ -223,8 +250,17 @@ class _Nest:
         with T.serial(whole * lanes, T.int64(self.keys)) as t:
             add(t, 1)
 
-    def _outputs(self, scores: Buffer, totals: Buffer, batch: Expr, head: Expr, row: Expr) -> None:
-        """Out = scores V / total."""
+    def _outputs(
+        self,
+        kept: list[Buffer],
+        passing: list[Buffer],
+        totals: Buffer,
+        batch: Expr,
+        head: Expr,
+        row: Expr,
+    ) -> None:
+        """Out = weights V / total."""
+        (weights,) = passing
         width = VECTORS * self.lanes
         for start in range(0, self.outer, width):
             cut = pieces(min(width, self.outer - start), self.lanes)
@@ -239,13 +275,24 @@ class _Nest:
                     ]
                     for r, acc in enumerate(sums):
                         for (a, n), value in zip(cut, values, strict=True):
-                            weight = emit.splat(scores[r, t], n)
+                            weight = emit.splat(weights[r, t], n)
                             total = emit.load(acc, a, lanes=n) + weight * value
                             emit.store(acc, total, a, lanes=n)
-                for r, acc in enumerate(sums):
-                    for a, n in cut:
-                        value = emit.load(acc, a, lanes=n) * emit.splat(totals[r], n)
-                        self.out.store(value, n, b=batch, h=head, s=row + r, e=start + a)
+                where = {"b": batch, "h": head, "s": row}
+                self._leave(sums, [(a, start + a, n) for a, n in cut], totals, where)
+
+    def _leave(
+        self,
+        sums: list[Buffer],
+        cut: list[tuple[int, int, int]],
+        totals: Buffer,
+        where: dict[str, Expr],
+    ) -> None:
+        """Divide and store; (position in the sums, output, lanes) of each vector."""
+        for r, acc in enumerate(sums):
+            for a, e, n in cut:
+                value = emit.load(acc, a, lanes=n) * emit.splat(totals[r], n)
+                self.out.store(value, n, **(where | {"s": where["s"] + r}), e=e)
 
     def _clear(self, sums: list[Buffer], at: list[int]) -> None:
         for acc in sums:

@@ -21,6 +21,7 @@ integers and the instruction comes in through a few lines of LLVM IR.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -158,6 +159,15 @@ def to_bfloat16(value: Expr, lanes: int) -> Expr:
     """float32 rounded to nearest even, as the bits of bfloat16; 1 or 16 lanes, x86 also between."""
     dtype = "uint16" if lanes == 1 else f"uint16x{lanes}"
     return T.call_extern(dtype, f"bsc_to_bf16_{lanes}", value)
+
+
+def bfloat16_words(pair: Sequence[Expr], lanes: int) -> Expr:
+    """One float32 vector or two as words of bfloat16, the first in the low halves."""
+    unsigned = _vector("uint32", lanes)
+    word, *high = (T.cast(to_bfloat16(value, lanes), unsigned) for value in pair)
+    for value in high:
+        word = T.bitwise_or(word, T.shift_left(value, emit.splat(T.uint32(16), lanes)))
+    return T.reinterpret(_vector("int32", lanes), word)
 
 
 def _vector(dtype: str, lanes: int) -> str:

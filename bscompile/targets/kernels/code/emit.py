@@ -28,6 +28,9 @@ from bscompile.targets.tir_passes import SIZED
 Expr = Any  # a TIR expression or an int
 Buffer = Any
 
+#: Attribute of a kernel: what its layer is multiplied in.
+PRECISION = "bscompile.precision"
+
 _LINE = 64  # bytes of a cache line
 
 
@@ -102,6 +105,7 @@ def _function(
             T.func_name(name)
             sized = {SIZED: True} if problem.m is None else {}
             T.func_attr({"global_symbol": name, "tirx.noalias": True, **sized})
+            T.func_attr({PRECISION: problem.dtype})
             m = problem.m if problem.m is not None else T.int64()
             x = T.arg("x", T.handle())
             weights = [T.arg(suffix, T.handle()) for suffix, _ in operands]

@@ -21,7 +21,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
-from bscompile.targets.kernels.code.dot import BFLOAT16, to_bfloat16
+from bscompile.targets.kernels.code.dot import BFLOAT16, bfloat16_words, to_bfloat16
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.kronecker import Nest, divisor, row_parts
 from bscompile.targets.kernels.vectors import pieces
@@ -158,7 +158,7 @@ class _Pairs(Nest):
                         for at, size in pieces(self.bh, _LANES):
                             pair = [emit.load(held[r], at, lanes=size) for held in sums]
                             to = i * width + (g * group + r) * self.bh + at
-                            emit.store(prepared, _words(pair, size), q, to, lanes=size)
+                            emit.store(prepared, bfloat16_words(pair, size), q, to, lanes=size)
 
     def _inputs(self, rounded: Buffer, first: Expr, q: Expr) -> Callable[[int, int, int], Expr]:
         return lambda r, c, size: BFLOAT16.splat(rounded, first + r, q * self.bw + 2 * c, size)
@@ -335,14 +335,6 @@ def _accumulate(place: tuple[Buffer, int], pairs: Expr, factor: Expr) -> None:
     acc, at = place
     total = BFLOAT16.multiply_add(emit.load(acc, at, lanes=_LANES), factor, pairs, _LANES)
     emit.store(acc, total, at, lanes=_LANES)
-
-
-def _words(pair: Sequence[Expr], lanes: int) -> Expr:
-    """One float32 vector or two as words of bfloat16, the first in the low halves."""
-    low, *high = (T.cast(to_bfloat16(value, lanes), f"uint32x{lanes}") for value in pair)
-    for value in high:
-        low = T.bitwise_or(low, T.shift_left(value, emit.splat(T.uint32(16), lanes)))
-    return T.reinterpret(f"int32x{lanes}", low)
 
 
 def _lanes_of(value: Expr, first: int, lanes: int) -> Expr:
