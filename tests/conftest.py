@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
+
+# Two processes of tests on two cores: threads of numpy and torch would only wait for one another.
+# Set before either is imported; kernels of ours take their threads from elsewhere.
+for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
