@@ -1,8 +1,9 @@
 """The feed-forward pair 768 -> 3072 -> 768 in bfloat16, float16 and int8.
 
-Run: python -m benchmarks.low_precision [THREADS]. 128 rows, 2 threads, ReLU between the two, no
-biases, float32 in and out: rounding or quantising x is part of every call. Each row takes turns
-with onnxruntime's dense float32 pair and with our own float32 kernels for the same weights.
+Run: python -m benchmarks.low_precision [THREADS [WEIGHTS]], such as «2 factors» for the rows that
+begin so. 128 rows, 2 threads, ReLU between the two, no biases, float32 in and out: rounding or
+quantising x is part of every call. Each row takes turns with onnxruntime's dense float32 pair and
+with our own float32 kernels for the same weights.
 «best» is of minima, which a busy machine disturbs less; «error» is the largest one over the
 largest value, against float64 of the float32 weights: what the precision costs.
 """
@@ -39,7 +40,10 @@ def main() -> int:
         f"{'weights':22} {'precision':10} {'runs as':28} {'ms':>7} {'min':>7} "
         f"{'x ort':>6} {'best':>6} {'x fp32':>6} {'best':>6} {'roofline':>8} {'error':>8}"
     )
+    wanted = " ".join(sys.argv[2:])
     for label, pair, macs in cases(rng, dense):
+        if not label.startswith(wanted):
+            continue
         runs, names, errors = {}, {}, {}
         want = reference(pair, x)
         for precision in PRECISIONS:
@@ -75,12 +79,15 @@ def cases(rng: np.random.Generator, dense: list[np.ndarray]) -> Iterator[tuple[s
                 mask = np.kron(live, np.ones((side, side), np.float32))
                 pair.append(BlockSparseMatrix.from_dense(weight * mask, (side, side)))
             yield f"blocks {side}x{side} {density:.0%}", pair, sum(w.values.size for w in pair)
-    pair = []
-    for n, k in ((OUTER, INNER), (INNER, OUTER)):
-        a = rng.standard_normal((1, n // 8, k // 8)) * (rng.random((n // 8, k // 8)) < 0.1)
-        b = rng.standard_normal((1, 8, 8)) * 0.03
-        pair.append(KroneckerSum(a.astype(np.float32), b.astype(np.float32)))
-    yield "factors 8x8 r=1 10%", pair, sum(w.macs_per_row("b_first") for w in pair)
+    for side, rank in ((8, 1), (8, 4), (16, 2)):
+        pair = []
+        for n, k in ((OUTER, INNER), (INNER, OUTER)):
+            live = rng.random((n // side, k // side)) < 0.1
+            a = rng.standard_normal((rank, *live.shape)) * live
+            b = rng.standard_normal((rank, side, side)) * 0.03
+            pair.append(KroneckerSum(a.astype(np.float32), b.astype(np.float32)))
+        macs = sum(min(w.macs_per_row("b_first"), w.macs_per_row("a_first")) for w in pair)
+        yield f"factors {side}x{side} r={rank} 10%", pair, macs
 
 
 def reference(pair: list, x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate,
 from bscompile.targets.kernels.kronecker import (
     COPY,
     NEAR,
-    NEXT,
     NEXT_ROW,
     configurations,
     pack_factors,
@@ -70,12 +69,12 @@ class NarrowKronecker(KernelTemplate):
         held = 2.0 * block_cols * flat * (2 * terms if paired else 1)
         if paired:
             steps = float(problem.nnzb)
-            units = steps * (terms * max(sums, CHAINS) + NEXT)
+            units = steps * terms * max(sums, CHAINS)
             read = 4.0 * steps * terms * flat
         else:
             steps = 0.5 * (problem.nnzb + 0.5 * block_rows)
             passes = -(-rank * sums // registers_of(hardware))
-            units = steps * (max(max(rank, ZIP) * sums, CHAINS) + 2 * NEXT * passes)
+            units = steps * max(max(rank, ZIP) * sums, CHAINS)
             read = 4.0 * steps * flat * passes
         product = rank * (rows * (0.5 * bw * vector_units(bh, lanes) + 1.0) + NEXT_ROW)
         units += block_rows * NEXT_ROW
