@@ -8,9 +8,9 @@ import pytest
 
 import bscompile
 from bscompile.api import build
+from bscompile.devices.cpu import cpu_features
 from bscompile.errors import UsageError
 from bscompile.report.tables import form
-from bscompile.targets.cpu.hardware import host_features
 from bscompile.verification import verify
 from tests.end_to_end.families import FAMILIES, export, with_weights
 from tests.end_to_end.families import WEIGHTS as SPARSE
@@ -217,7 +217,7 @@ def test_attention_is_in_bfloat16_where_layers_are(layer, dtype, rounded, tmp_pa
     onnx.save(proto, path)
     build(path, dtype=dtype, output=tmp_path / "model.bsc")
     loaded = bscompile.load(tmp_path / "model.bsc")
-    rounded = rounded and "avx512_bf16" in host_features()
+    rounded = rounded and "avx512_bf16" in cpu_features()
     for s, t in [(19, 33), (3, 8), (1, 1)]:
         feeds = {"x": dense(2, s, 48, seed=s), "z": dense(2, t, 48, seed=t)}
         (want,) = run_ort(proto, feeds)
