@@ -1,29 +1,35 @@
 """What are unrolling and asking ahead worth? Kernels that differ in nothing else, in turns.
 
-Run: python -m benchmarks.search_axes [unroll | ahead]. One thread, fp32, microseconds, minima. How
-far loops are unrolled is fixed (the first column is what kernels do); how far weights that come
-from memory are asked for ahead is searched, because it pays or costs by shape and block.
+Run: python -m benchmarks.search_axes [unroll | ahead] [THREADS]. One thread, microseconds. How far
+loops are unrolled is fixed (the first column is what kernels do; fp32, minima); whether weights
+that come from memory are asked for ahead is searched, because it pays or costs by block (fp32 and
+bf16, medians). Weights lie as an artifact's do; those that come from memory are more than three
+times what the last cache holds.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 
+import ml_dtypes
 import numpy as np
 
+from benchmarks.batch_one import placed
 from bscompile.targets.cpu.threads import set_threads
 
-THREADS, ROUNDS = 1, 12
+ROUNDS, CALLS = 12, 15
 FLOAT = np.dtype(np.float32)
 
 
 def main() -> int:
-    set_threads(THREADS)
+    threads = int(next((word for word in sys.argv[1:] if word.isdigit()), 1))
+    set_threads(threads)
     from bscompile.targets import resolve
     from bscompile.tuning.estimate import random_weight
 
-    context = resolve("cpu", THREADS)
-    wanted = sys.argv[1:] or ["unroll", "ahead"]
+    context = resolve("cpu", threads)
+    wanted = [word for word in sys.argv[1:] if not word.isdigit()] or ["unroll", "ahead"]
     if "unroll" in wanted:
         unroll(context, random_weight)
     if "ahead" in wanted:
@@ -53,7 +59,7 @@ def unroll(context, random_weight) -> None:
 def show(name, weight, m, context, setting, values) -> None:
     """One line: the cost model's choice with the constant at each value."""
     module, constant = setting
-    template, problem = prepared(name, weight, m, context)
+    template, problem = prepared(name, weight, m, FLOAT, context)
     config = template.space(problem, context.hardware)[0]
     before = getattr(module, constant)
     kernels = []
@@ -67,27 +73,35 @@ def show(name, weight, m, context, setting, values) -> None:
 def ahead(context, random_weight) -> None:
     """Every value of the configuration's ``ahead``."""
     print("KB ahead: microseconds")
-    for n, k, m in ((4096, 4096, 1), (8192, 4096, 4), (3072, 3072, 1)):
+    for n, k, m in ((8192, 8192, 1), (8192, 8192, 4), (4096, 16384, 1)):
         weight = np.random.default_rng(0).standard_normal((n, k)).astype(np.float32)
         distances("dense", weight, m, context)
     for block in ((16, 16), (8, 8), (4, 4)):
-        distances("block_sparse_outputs", random_weight((16384, 8192), block, 0.1, 0), 1, context)
+        for n, k in ((32768, 8192), (131072, 2048)):
+            weight = random_weight((n, k), block, 0.2, 0)
+            distances("block_sparse_outputs", weight, 1, context)
 
 
 def distances(name, weight, m, context) -> None:
-    template, problem = prepared(name, weight, m, context)
-    space = template.space(problem, context.hardware)
-    same = [c for c in space if {**c, "ahead": 0} == {**space[0], "ahead": 0}]
-    kernels = [runnable(template, problem, weight, config, context) for config in same]
-    times = in_turns(kernels)
-    tell(name, weight, m, zip([config["ahead"] for config in same], times, strict=True))
+    for dtype in map(np.dtype, (np.float32, ml_dtypes.bfloat16)):
+        template, problem = prepared(name, weight, m, dtype, context)
+        space = template.space(problem, context.hardware)
+        same = [c for c in space if {**c, "ahead": 0} == {**space[0], "ahead": 0}]
+        kernels = [runnable(template, problem, weight, config, context) for config in same]
+        times = [[] for _ in kernels]
+        for _ in range(CALLS):
+            for kernel, seconds in zip(kernels, times, strict=True):
+                seconds += kernel(1, 1).results
+        medians = map(statistics.median, times)
+        label = f"{name.removeprefix('block_sparse_')} {dtype.name}"
+        tell(label, weight, m, zip([config["ahead"] for config in same], medians, strict=True))
 
 
-def prepared(name, weight, m, context):
+def prepared(name, weight, m, dtype, context):
     from bscompile.dialect import LinearOp
     from bscompile.targets.base import problem_of
 
-    return context.target.template(name), problem_of(LinearOp("layer", weight), m, FLOAT)
+    return context.target.template(name), problem_of(LinearOp("layer", weight), m, dtype)
 
 
 def runnable(template, problem, weight, config, context):
@@ -98,7 +112,7 @@ def runnable(template, problem, weight, config, context):
     module = context.target.compile_kernel(kernel.prim_func, context.hardware).jit()
     x = np.random.default_rng(1).standard_normal((problem.m, problem.k)).astype(np.float32)
     y = np.zeros((problem.m, problem.n), np.float32)
-    arrays = [tvm.runtime.tensor(a) for a in (x, *(a for _, a in kernel.operands), y)]
+    arrays = [placed(a) for a in (x, *(a for _, a in kernel.operands), y)]
     return lambda number, repeat: module.time_evaluator(
         "kernel", tvm.cpu(), number=number, repeat=repeat
     )(*arrays)
@@ -114,7 +128,9 @@ def in_turns(kernels) -> list[float]:
 
 def tell(name, weight, m, times) -> None:
     shape = f"{weight.shape[0]}x{weight.shape[1]}"
-    block = "" if isinstance(weight, np.ndarray) else f" {weight.block[0]}x{weight.block[1]} 10%"
+    block = ""
+    if not isinstance(weight, np.ndarray):
+        block = f" {weight.block[0]}x{weight.block[1]} {weight.density:.0%}"
     cells = "  ".join(f"{value:>2}: {seconds * 1e6:8.1f}" for value, seconds in times)
     print(f"{name:21} {shape + block:20} m={m:<4} {cells}", flush=True)
 

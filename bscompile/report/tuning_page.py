@@ -218,12 +218,12 @@ def _convergence(layer: LayerSummary) -> str:
 def _roofline(layer: LayerSummary, hardware: HardwareSpec) -> str:
     """GFLOP/s against FLOP per byte, under what arithmetic and memory allow."""
     peak = hardware.peak_gflops[layer.precision] * hardware.cores
-    roofs = {"memory": hardware.memory_gbps}
-    roofs["last cache"] = max(hardware.memory_gbps, hardware.cache_gbps[-1] * hardware.cores)
+    roofs = {"memory": hardware.memory_rate(hardware.cores)}
+    roofs["last cache"] = max(roofs["memory"], hardware.cache_gbps[-1] * hardware.cores)
     reached = [(p, p.flops / p.bytes, p.flops / p.seconds / 1e9) for p in layer.curve if p.flops]
     if not reached:
         return ""
-    ridge = peak / hardware.memory_gbps
+    ridge = peak / roofs["memory"]
     intensities = [intensity for _, intensity, _ in reached] + [ridge, peak / roofs["last cache"]]
     x = spanning(intensities, log=True, margin=0.15)
     rates = [rate for _, _, rate in reached] + [peak]

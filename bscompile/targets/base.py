@@ -5,6 +5,7 @@ Everything above (passes, tuning, artifact) handles targets through these types 
 
 from __future__ import annotations
 
+import math
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
@@ -34,7 +35,7 @@ class HardwareSpec:
         features: CPU or device features that the code needs, checked before it runs.
         cores: Worker threads (CPU) or processors (GPU).
         peak_gflops: By dtype name, of one core, multiply and add counted as two.
-        memory_gbps: Main memory, all cores together.
+        memory_gbps: Read rate of main memory, all cores together.
         cache_bytes: Per level from the nearest; the last one is shared.
         cache_gbps: One core's read rate from each of those levels.
         vector_bytes: Width of one vector register.
@@ -45,6 +46,8 @@ class HardwareSpec:
         vector_registers: How many there are; 0 where that follows from their width.
         extensions: Precision -> features beyond ``features`` that this machine has for it.
         caveats: Precision -> what whoever asks for it should know of this machine.
+        core_memory_gbps: Of ``memory_gbps``, what one core can draw; without limit where that is
+            not known or makes no difference.
     """
 
     name: str
@@ -63,6 +66,7 @@ class HardwareSpec:
     vector_registers: int = 0
     extensions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caveats: Mapping[str, str] = field(default_factory=dict)
+    core_memory_gbps: float = math.inf
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak_gflops", MappingProxyType(dict(self.peak_gflops)))
@@ -72,6 +76,10 @@ class HardwareSpec:
             raise ValueError(f"a machine has at least one core, got {self.cores}")
         if len(self.cache_bytes) != len(self.cache_gbps):
             raise ValueError("cache_bytes and cache_gbps name the same levels")
+
+    def memory_rate(self, tasks: float) -> float:
+        """GB/s that so many cores draw from memory together."""
+        return min(tasks * self.core_memory_gbps, self.memory_gbps)
 
     def extended(self, *precisions: str) -> HardwareSpec:
         """The same machine with code allowed to use what it has for these precisions."""

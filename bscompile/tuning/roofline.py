@@ -41,7 +41,7 @@ def roofline_seconds(problem: Problem, hardware: HardwareSpec) -> float:
     """The least time that the machine needs for one call."""
     peak = hardware.peak_gflops[problem.dtype] * 1e9 * hardware.cores
     moved = traffic_bytes(problem)
-    rate = hardware.memory_gbps
+    rate = hardware.memory_rate(hardware.cores)
     if moved <= hardware.cache_bytes[-1]:
         rate = max(rate, hardware.cache_gbps[-1] * hardware.cores)
     return max(flops(problem) / peak, moved / (rate * 1e9))

@@ -19,7 +19,7 @@ from bscompile.targets.cpu.hardware import (
     llvm_target,
 )
 
-RATES = measure.Rates(100.0, (200.0, 100.0, 50.0), 30.0, 3e-6, {"avx512_bf16": 200.0})
+RATES = measure.Rates(100.0, (200.0, 100.0, 50.0), 20.0, 30.0, 3e-6, {"avx512_bf16": 200.0})
 CACHES = (32 << 10, 1 << 20, 32 << 20)
 
 
@@ -51,7 +51,7 @@ def test_rates_are_measured_once_in_a_process(counted, tmp_path):
 
 
 def test_the_best_of_the_first_processes_counts(counted, monkeypatch):
-    better = measure.Rates(90.0, (210.0, 90.0, 50.0), 40.0, 2e-6, {"avx512_vnni": 300.0})
+    better = measure.Rates(90.0, (210.0, 90.0, 50.0), 25.0, 40.0, 2e-6, {"avx512_vnni": 300.0})
     for process, rates in enumerate((RATES, better, RATES, better)):
         monkeypatch.setattr(measure, "_asked", set())
 
@@ -63,7 +63,7 @@ def test_the_best_of_the_first_processes_counts(counted, monkeypatch):
         found = measured()
     assert counted == list(range(measure.ROUNDS))
     products = {"avx512_bf16": 200.0, "avx512_vnni": 300.0}
-    assert found == measure.Rates(100.0, (210.0, 100.0, 50.0), 40.0, 3e-6, products)
+    assert found == measure.Rates(100.0, (210.0, 100.0, 50.0), 25.0, 40.0, 3e-6, products)
 
 
 def test_a_process_with_one_worker_does_not_say_what_a_region_costs(counted, monkeypatch):
@@ -106,7 +106,9 @@ def test_this_machine_is_measured():
     assert spec.isa == host_instruction_set().name
     assert set(spec.features) <= cpu_features()
     assert 1 < spec.peak_gflops["float32"] < 1000
-    assert all(np.isfinite(rate) and rate > 0.1 for rate in (*spec.cache_gbps, spec.memory_gbps))
+    memory = (spec.core_memory_gbps, spec.memory_gbps)
+    assert all(np.isfinite(rate) and rate > 0.1 for rate in (*spec.cache_gbps, *memory))
+    assert spec.core_memory_gbps <= spec.memory_gbps
     assert 1e-7 < spec.launch_seconds < 1e-2
 
 

@@ -185,23 +185,25 @@ def numbers(weight):
 
 
 @pytest.mark.parametrize("machine", MACHINES[:1])
-@pytest.mark.parametrize("form", ["dense", "block_sparse_outputs"])
-def test_weights_that_no_cache_holds_are_asked_for_ahead(machine, form, rng):
+@pytest.mark.parametrize("block", [None, (16, 16), (2, 4)])
+def test_weights_that_no_cache_holds_may_be_asked_for_ahead(machine, block, rng):
+    """Small blocks first of all: they are where the processor loses track of the weights."""
     small, large = (
         rng.standard_normal((outputs, 1030)).astype(np.float32) for outputs in (40, 2100)
     )
-    asked = {}
+    form = "block_sparse_outputs" if block else "dense"
+    asked, first = {}, {}
     for name, dense in (("small", small), ("large", large)):
-        weight = dense if form == "dense" else BlockSparseMatrix.from_dense(dense, (16, 16))
+        weight = BlockSparseMatrix.from_dense(dense, block) if block else dense
         op = LinearOp("layer", weight)
         problem = problem_of(op, 1, np.dtype(np.float32))
         template = machine.template(form)
         space = template.space(problem, machine.hardware)
         same = [c for c in space if {**c, "ahead": 0} == {**space[0], "ahead": 0}]
+        first[name] = same[0]["ahead"]
         for config in same:
             func = template.build(problem, weight, config, machine.hardware).prim_func
             asked[name, config["ahead"]] = "llvm.prefetch" in str(func)
             check(machine, form, op, 1, rng, config)
-    assert asked == {
-        ("small", 16): False, ("large", 16): True, ("large", 4): True, ("large", 0): False,
-    }  # fmt: skip
+    assert asked == {("small", 0): False, ("large", 16): True, ("large", 0): False}
+    assert first == {"small": 0, "large": 16 if block == (2, 4) else 0}

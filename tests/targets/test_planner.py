@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -161,3 +162,23 @@ def test_more_rows_never_cost_less(context):
     assert costs == sorted(costs)
     typical = plan(LinearOp("layer", weight), None, FLOAT, replace(context, typical_rows=1024))
     assert typical.seconds == pytest.approx(costs[-1], rel=0.2)
+
+
+@pytest.mark.parametrize(("core", "form"), [(math.inf, "dense"), (20.0, "block_sparse")])
+def test_small_blocks_pay_where_one_core_draws_little_of_the_memory(context, core, form):
+    """Reading half of the weight saves much, unless one core is thought to read like all."""
+    hardware = replace(
+        context.hardware,
+        cores=1,
+        memory_gbps=80.0,
+        core_memory_gbps=core,
+        cache_bytes=(32 << 10, 64 << 10, 256 << 10),
+    )
+    op = LinearOp("layer", block_sparse((1024, 1024), (4, 4), 0.7))
+    assert plan(op, 1, FLOAT, replace(context, hardware=hardware)).form == form
+
+
+def test_tasks_share_what_the_memory_gives(context):
+    hardware = replace(context.hardware, core_memory_gbps=20.0)
+    assert [hardware.memory_rate(tasks) for tasks in (1, 1.25, 2, 8)] == [20, 25, 30, 30]
+    assert context.hardware.memory_rate(1) == 30

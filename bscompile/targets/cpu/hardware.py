@@ -154,6 +154,7 @@ def hardware(variant: str = "", threads: int | None = None) -> HardwareSpec:
             rates.launch_seconds if math.isfinite(rates.launch_seconds) else _LAUNCH_SECONDS
         ),
         extensions=extensions,
+        core_memory_gbps=rates.core_memory_gbps,
     )
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,8 +23,9 @@ import numpy as np
 from bscompile.artifact.weights import empty_aligned
 from bscompile.devices.cpu import available_threads
 
-VERSION = 5  # of the measurement; a change makes old files stale
+VERSION = 6  # of the measurement; a change makes old files stale
 ROUNDS = 3  # processes that measure
+_MOST = 512 << 20  # bytes that are read from memory
 _asked: set[Path] = set()  # files that this process has added its round to
 
 
@@ -34,7 +36,8 @@ class Rates:
     Attributes:
         gflops: Multiply-adds of one core in float32, two operations each.
         cache_gbps: One core's read rate from each cache level, nearest first.
-        memory_gbps: Read rate from memory, all cores together.
+        core_memory_gbps: One core's read rate from memory.
+        memory_gbps: All cores' together.
         launch_seconds: Starting and joining one parallel region; infinite where the process
             that measured had one worker only, to which it costs nothing.
         products: Multiply-adds of one core by feature, such as ``avx512_bf16``, two operations
@@ -43,6 +46,7 @@ class Rates:
 
     gflops: float
     cache_gbps: tuple[float, ...]
+    core_memory_gbps: float
     memory_gbps: float
     launch_seconds: float
     products: Mapping[str, float] = field(default_factory=dict)
@@ -58,6 +62,7 @@ class Rates:
         return Rates(
             max(self.gflops, other.gflops),
             tuple(max(pair) for pair in zip(self.cache_gbps, other.cache_gbps, strict=True)),
+            max(self.core_memory_gbps, other.core_memory_gbps),
             max(self.memory_gbps, other.memory_gbps),
             max(launches, default=math.inf),
             {n: max(self.products.get(n, 0.0), other.products.get(n, 0.0)) for n in sorted(names)},
@@ -121,9 +126,12 @@ def measure(
     }
     module = tvm.compile(tvm.IRModule(functions), target=target).jit()
 
+    def times(function: str, number: int, repeat: int, *args: Any) -> list[float]:
+        timer = module.time_evaluator(function, tvm.cpu(), number=number, repeat=repeat)
+        return [float(time) for time in timer(*args).results]
+
     def seconds(function: str, number: int, *args: Any) -> float:
-        timer = module.time_evaluator(function, tvm.cpu(), number=number, repeat=25)
-        return float(min(timer(*args).results))
+        return min(times(function, number, 25, *args))
 
     out = tvm.runtime.tensor(np.zeros(1024, np.float32))
     gflops = probes.MULTIPLY_ADDS * lanes * 2 / seconds("multiply_add", 10, out) / 1e9
@@ -133,15 +141,19 @@ def measure(
         size_bytes = data.shape[0] * 4
         number = max(1, (4 << 20) // size_bytes)
         rates.append(size_bytes / seconds("read", number, data, out) / 1e9)
-    # As large weights lie there, in numpy's memory, which has huge pages.
-    numbers = empty_aligned((max(64 << 20, 2 * caches[-1]) // 4,), np.float32)
+    # As large weights lie there, in numpy's memory, which has huge pages; and so much that little
+    # is still in a cache when the next round begins: with twice the last cache, it was most of it.
+    numbers = empty_aligned((min(max(64 << 20, 8 * caches[-1]), _MOST) // 4,), np.float32)
     numbers[...] = 1.0
     data = tvm.runtime.from_dlpack(numbers)
-    memory = data.shape[0] * 4 / seconds("read_all", 1, data, out) / 1e9
+    one, all_of_them = (
+        numbers.nbytes / statistics.median(times(function, 1, 9, data, out)) / 1e9
+        for function in ("read", "read_all")
+    )
     products = measure_products(options, lanes, extensions)
     shared = int(tvm.get_global_func("runtime.NumThreads")()) > 1
     launch = seconds("launch", 200, out) if shared else math.inf
-    return Rates(gflops, tuple(rates), memory, launch, products)
+    return Rates(gflops, tuple(rates), one, max(one, all_of_them), launch, products)
 
 
 def _cache_folder() -> Path:
@@ -158,6 +170,7 @@ def _read(path: Path, levels: int) -> tuple[Rates | None, int]:
         rates = Rates(
             float(found["gflops"]),
             tuple(float(v) for v in found["cache_gbps"]),
+            float(found["core_memory_gbps"]),
             float(found["memory_gbps"]),
             float(found["launch_seconds"]),
             {str(name): float(rate) for name, rate in found["products"].items()},
@@ -165,7 +178,8 @@ def _read(path: Path, levels: int) -> tuple[Rates | None, int]:
         rounds = int(found["rounds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None, 0
-    values = (rates.gflops, *rates.cache_gbps, rates.memory_gbps, *rates.products.values())
+    memory = (rates.core_memory_gbps, rates.memory_gbps)
+    values = (rates.gflops, *rates.cache_gbps, *memory, *rates.products.values())
     sane = all(np.isfinite(v) and v > 0 for v in values) and rates.launch_seconds > 0
     sane = sane and len(rates.cache_gbps) == levels
     return (rates, rounds) if sane else (None, 0)

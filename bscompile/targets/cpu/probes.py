@@ -11,7 +11,6 @@ from tvm.script.ir_builder import tirx as T
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Buffer, Expr
-from bscompile.targets.kernels.prefetch import USUAL
 
 _CHAINS = 10  # more than latency times units of any multiply-add pipeline, fewer than registers
 _STEPS = 2048
@@ -100,7 +99,6 @@ def _sum(data: Buffer, out: Buffer, first: Expr, last: Expr, at: Expr, lanes: in
         for acc in sums:
             emit.store(acc, emit.constant(0.0, lanes), 0, lanes=lanes)
         with T.serial(first, last) as chunk:
-            emit.fetch_ahead(data, chunk * 256, 256, USUAL << 10)
             for i in range(256 // lanes):
                 acc = sums[i % 8]
                 value = emit.load(data, chunk * 256 + i * lanes, lanes=lanes)

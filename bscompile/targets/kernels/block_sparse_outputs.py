@@ -13,10 +13,9 @@ from bscompile.targets.base import Config, HardwareSpec, Image, Kernel, KernelTe
 from bscompile.targets.kernels.packing import pack_block_rows, widens
 from bscompile.targets.kernels.prefetch import ahead_of, distances
 from bscompile.targets.kernels.roofline import (
-    LOOP,
     TILE,
+    block_units,
     even,
-    input_units,
     lanes_of,
     registers_of,
     row_tiles,
@@ -42,7 +41,8 @@ class BlockSparseOutputs(KernelTemplate):
             return ()
         lanes = lanes_of(hardware)
         vectors = len(pieces(bh, lanes))
-        weight_bytes = itemsize(problem.dtype) * problem.nnzb * bh * problem.block[1]
+        block_bytes = itemsize(problem.dtype) * bh * problem.block[1]
+        weight_bytes = problem.nnzb * block_bytes
         configs = [
             {"rows": rows, "tasks": tasks, "split": split, "outer": outer, "ahead": ahead}
             for rows in (1, 2, 4, 6, 8)  # more rows collide in the nearest cache
@@ -51,7 +51,7 @@ class BlockSparseOutputs(KernelTemplate):
             for tasks in task_counts(hardware)
             for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
             for outer in ("rows", "outputs")
-            for ahead in distances(weight_bytes, problem.m, rows)
+            for ahead in distances(weight_bytes, problem.m, rows, block_bytes)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
@@ -60,8 +60,8 @@ class BlockSparseOutputs(KernelTemplate):
         rows, tasks = int(config["rows"]), int(config["tasks"])
         lanes, (bh, bw) = lanes_of(hardware), problem.block
         tiles, block_rows = row_tiles(problem, rows), -(-problem.n // bh)
-        units = problem.nnzb * (bw * input_units(rows, bh, lanes) + min(1.0, rows / 4) * LOOP)
-        units += block_rows * (TILE + store_units(problem, rows, bh, lanes))
+        units = problem.nnzb * block_units(rows, bh, bw, lanes)
+        units += block_rows * (min(1.0, rows / 4) * TILE + store_units(problem, rows, bh, lanes))
         by_rows = config["split"] == "rows"
         share = even(tiles if by_rows else block_rows, tasks)
         weight_bytes = float(problem.nnzb * (itemsize(problem.dtype) * bh * bw + 4))

@@ -53,7 +53,7 @@ class DenseTemplate(KernelTemplate):
             for rows in (1, 2, 4, 6, 8, 12)
             if rows * width <= registers_of(hardware) * lanes and rows <= max(1, problem.rows)
             for tasks in task_counts(hardware)
-            for ahead in distances(weight_bytes, problem.m, rows)
+            for ahead in distances(weight_bytes, problem.m, rows, weight_bytes)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 

@@ -10,10 +10,9 @@ from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.packing_narrow import pack_bfloat16, pack_int8
 from bscompile.targets.kernels.roofline import (
-    LOOP,
     TILE,
+    block_units,
     even,
-    input_units,
     lanes_of,
     registers_of,
     row_tiles,
@@ -83,7 +82,7 @@ class NarrowProducts(KernelTemplate):
         dense = problem.form == "dense"
         blocks, bw = (block_rows, problem.k) if dense else (problem.nnzb, problem.block[1])
         steps = -(-bw // group)
-        units = blocks * (steps * input_units(rows, height, lanes) + LOOP)
+        units = blocks * block_units(rows, height, steps, lanes)
         units += block_rows * (TILE + store_units(problem, rows, width, lanes))
         by_rows = config["split"] == "rows"
         share = even(tiles if by_rows else block_rows, tasks)

@@ -1,7 +1,10 @@
-"""How far ahead of their loads kernels ask for weights that come from memory.
+"""Whether kernels ask ahead for weights that come from memory.
 
-What serves best differs by shape, block and rows, and for several rows it may be not to ask at
-all (benchmarks/results/search_axes.txt): the tuner tries each distance.
+Mostly not. A core has as many requests of its own under way as its nearest cache keeps book of,
+while the second cache, which follows weights that are read from front to back by itself, has more:
+30 GB/s against 22 on a Zen 4. It loses track, though, where x misses the nearest cache at every
+block, and then small blocks are better asked for (docs/cpu.md, results/search_axes.txt). The tuner
+tries both.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from typing import Any
 from bscompile.targets.base import Config
 
 FAR = 8 << 20  # bytes of a weight that no cache will hold from one call to the next
-USUAL = 16  # KB
-DISTANCES = (USUAL, 4, 0)  # KB; 0 for not asking
+AHEAD = 16  # KB from the reader to what is asked for, where anything is
+_LINE = 64  # bytes
 
 
 def comes_from_memory(weight_bytes: float, m: Any, rows: int) -> bool:
@@ -29,11 +32,19 @@ def comes_from_memory(weight_bytes: float, m: Any, rows: int) -> bool:
     return weight_bytes >= FAR and (rows == 1 or (isinstance(m, int) and m == rows))
 
 
-def distances(weight_bytes: float, m: int | None, rows: int) -> tuple[int, ...]:
+def usual(block_bytes: float) -> int:
+    """KB ahead that suit blocks of that size; 0 for not asking."""
+    return AHEAD if block_bytes < _LINE else 0
+
+
+def distances(weight_bytes: float, m: int | None, rows: int, block_bytes: float) -> tuple[int, ...]:
     """Values of ``ahead``, in KB, that make a difference; the usual one first."""
-    return DISTANCES if comes_from_memory(weight_bytes, m, rows) else (USUAL,)
+    if not comes_from_memory(weight_bytes, m, rows):
+        return (0,)
+    best = usual(block_bytes)
+    return best, AHEAD - best
 
 
 def ahead_of(config: Config) -> int:
     """Bytes to ask ahead."""
-    return int(config.get("ahead", USUAL)) << 10
+    return int(config["ahead"]) << 10

@@ -12,7 +12,7 @@ from math import gcd, nextafter
 
 from bscompile.dialect.activations import parts_of
 from bscompile.targets.base import HardwareSpec, Problem
-from bscompile.targets.kernels.vectors import pieces
+from bscompile.targets.kernels.vectors import inputs_together, pieces
 
 NARROW = 0.55  # units of a multiply-add on half a register or less
 LOOP = 6.0  # units to fetch an index and start over
@@ -20,6 +20,7 @@ COLLIDE = 10.0  # units of reading an element whose line has been evicted
 TILE = 25.0  # units to set up and leave a register tile
 OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
 LOAD = 1.3  # units of reading a vector
+SPREAD = 1.4  # units of a multiply-add on several inputs that are spread over a register first
 
 # Units per vector of outputs.
 _STEPS = {
@@ -85,6 +86,21 @@ def input_units(rows: int, width: int, lanes: int) -> float:
     return max(rows * vectors, LOAD * vectors + broadcast * rows)
 
 
+def block_units(rows: int, height: int, steps: int, lanes: int) -> float:
+    """Units of one block against ``rows`` rows.
+
+    Args:
+        rows: Rows of a tile.
+        height: Outputs of the block.
+        steps: Its inputs, or groups of them that one instruction takes.
+        lanes: 32-bit elements of one vector.
+    """
+    together = inputs_together(height, steps, lanes)
+    if together > 1:  # so little code that the loop hides behind it
+        return steps // together * rows * SPREAD + 1.0
+    return steps * input_units(rows, height, lanes) + min(1.0, rows / 4) * LOOP
+
+
 def store_units(problem: Problem, rows: int, width: int, lanes: int) -> float:
     """Units of the epilogue and the store of a tile."""
     return rows * len(pieces(width, lanes)) * (2.0 + epilogue_units(problem))
@@ -129,7 +145,7 @@ def read_rate(hardware: HardwareSpec, held: float, tasks: float) -> float:
     for size, rate in zip(hardware.cache_bytes, hardware.cache_gbps, strict=True):
         if held <= 0.75 * size:
             return rate * 1e9
-    return hardware.memory_gbps * 1e9 / tasks
+    return hardware.memory_rate(tasks) * 1e9 / tasks
 
 
 def task_counts(hardware: HardwareSpec) -> tuple[int, ...]:

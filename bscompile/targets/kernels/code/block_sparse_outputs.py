@@ -2,6 +2,8 @@
 
 One block row of W times a tile of rows of x is accumulated in registers. For each live block and
 each of its inputs: one vector of weights, and for each row one broadcast of x and a multiply-add.
+Of blocks that are low against a register it takes several inputs at once, all outputs of the first,
+then of the second; their sums are added up where the block row ends.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
-from bscompile.targets.kernels.prefetch import USUAL, comes_from_memory
-from bscompile.targets.kernels.vectors import pieces
+from bscompile.targets.kernels.prefetch import comes_from_memory
+from bscompile.targets.kernels.vectors import inputs_together, pieces
 
 UNROLL = 16  # inputs of a block that are unrolled; wider blocks loop
 
@@ -65,7 +67,7 @@ class Nest:
         tasks: int,
         split: str,
         outer: str,
-        ahead: int = USUAL << 10,
+        ahead: int = 0,
     ) -> None:
         self._values = operands[0][1]
         _, self._bw, self._bh = self._values.shape
@@ -73,6 +75,7 @@ class Nest:
         self._overhang = self._block_rows * self._bh - problem.n
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
         self._vectors, self._ahead = pieces(self._bh, lanes), ahead
+        self._together = inputs_together(self._bh, self._bw, lanes)
 
     def emit(self, args: Arguments, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
@@ -93,19 +96,24 @@ class Nest:
 
     def _tile(self, args: Arguments, rows: int, block_row: Expr, row: Expr) -> None:
         values, starts, indptr, _ = args.operands
-        chains = max(1, min(self._bw, 8 // (rows * len(self._vectors))))
-        sums = [emit.accumulators(rows, self._bh) for _ in range(chains)]
+        together, steps = self._together, self._bw // self._together
+        wide = together * self._bh
+        vectors = pieces(wide, self._lanes)
+        chains = max(1, min(steps, 8 // (rows * len(vectors))))
+        sums = [emit.accumulators(rows, wide) for _ in range(chains)]
 
-        def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, inner: Expr) -> None:
-            for at, size in self._vectors:
+        def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, step: Expr) -> None:
+            inner = step * together
+            for at, size in vectors:
                 weight = T.bind(emit.weights(values, block, inner, at, lanes=size))
                 for r, acc in enumerate(rows_of):
-                    x = emit.splat(args.x[row + r, start + inner], size)
+                    x = emit.load(args.x, row + r, start + inner, lanes=together)
+                    x = emit.spread(x, together, size)
                     emit.store(acc, emit.load(acc, at, lanes=size) + x * weight, at, lanes=size)
 
         for rows_of in sums:
             for acc in rows_of:
-                for at, size in self._vectors:
+                for at, size in vectors:
                     emit.store(acc, emit.constant(0.0, size), at, lanes=size)
         with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
             block = T.bind(T.cast(index, "int64"))
@@ -113,20 +121,20 @@ class Nest:
             if self._ahead and comes_from_memory(self._values.nbytes, args.m, rows):
                 size = self._bw * self._bh
                 emit.fetch_ahead(values, block * size, size, self._ahead)
-            loops = self._bw // UNROLL if self._bw > UNROLL else 0
+            loops = steps // UNROLL if steps > UNROLL else 0
             if loops:
                 with T.serial(0, T.int64(loops)) as step:
                     for u in range(UNROLL):
                         accumulate(sums[u % chains], block, start, step * UNROLL + u)
-            for inner in range(loops * UNROLL, self._bw):
-                accumulate(sums[inner % chains], block, start, T.int64(inner))
+            for step in range(loops * UNROLL, steps):
+                accumulate(sums[step % chains], block, start, T.int64(step))
         self._outputs(args, sums, block_row, row)
 
     def _outputs(
         self, args: Arguments, sums: list[list[Buffer]], block_row: Expr, row: Expr
     ) -> None:
         def value(r: int, at: int, size: int) -> Expr:
-            return emit.total([rows_of[r] for rows_of in sums], at, size)
+            return emit.total([rows_of[r] for rows_of in sums], at, size, self._together)
 
         def write(cut: list[tuple[int, int]]) -> None:
             finish_tile(args, len(sums[0]), cut, value, row, block_row * self._bh)

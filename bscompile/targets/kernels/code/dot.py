@@ -80,15 +80,18 @@ class Product:
 
     def splat(self, x: Buffer, row: Expr, column: Expr, lanes: int) -> Expr:
         """x[row, column : column + group] in every lane; ``column`` may be odd."""
-        value = emit.load(x, row, column, lanes=self.group)
+        return self.spread(x, row, column, 1, lanes)
+
+    def spread(self, x: Buffer, row: Expr, column: Expr, count: int, lanes: int) -> Expr:
+        """``count`` groups of x[row, column:], each in its part of the lanes; any column."""
+        value = emit.load(x, row, column, lanes=self.group * count)
+        words = _vector("int32", count)
         if self.kind == "plain":
-            return (
-                T.broadcast(T.cast(value, "int32"), lanes) if lanes > 1 else T.cast(value, "int32")
-            )
-        word = T.reinterpret("int32", value)
+            return emit.spread(T.cast(value, words), count, lanes)
+        word = T.reinterpret(words, value)
         if self.shift:
-            word = T.bitwise_xor(word, T.int32(_TOP_BITS))
-        return T.broadcast(word, lanes)
+            word = T.bitwise_xor(word, emit.splat(T.int32(_TOP_BITS), count))
+        return emit.spread(word, count, lanes)
 
     def pair(self, x: Buffer, first: Expr, second: Expr, column: Expr) -> Expr:
         """Two rows' x[row, column : column + group] in one register; ``column`` may be odd."""

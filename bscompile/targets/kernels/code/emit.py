@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -158,6 +159,17 @@ def loop(first: Expr, last: Expr) -> Iterator[Expr]:
         yield first + step
 
 
+def loop_by(first: Expr, last: Expr, group: int, body: Callable[[Expr, int], None]) -> None:
+    """``body(index, place)`` over [first, last): groups of places 0, 1.., the rest at place 0."""
+    groups = T.bind(T.truncdiv(last - first, T.int32(group))) if group > 1 else 0
+    if group > 1:
+        with T.serial(0, groups) as step:
+            for place in range(group):
+                body(first + step * group + place, place)
+    with loop(first + groups * group, last) as index:
+        body(index, 0)
+
+
 def accumulators(count: int, size: int, dtype: str = "float32") -> list[Buffer]:
     """``count`` register-resident buffers of ``size`` 32-bit elements, at most 128."""
     return [T.sblock_alloc_buffer((size,), dtype) for _ in range(count)]
@@ -267,6 +279,22 @@ def splat(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else T.broadcast(value, lanes)
 
 
+def spread(value: Expr, count: int, lanes: int) -> Expr:
+    """Each of the ``count`` elements of a value as often in a row as ``lanes`` have room for."""
+    if count == 1:
+        return splat(value, lanes)
+    if count == lanes:
+        return value
+    order = [tirx.IntImm("int32", lane * count // lanes) for lane in range(lanes)]
+    # A shuffle may not have more lanes than it is given.
+    return tirx.Shuffle([T.bind(value)] * (lanes // count), order)
+
+
+def part(value: Expr, at: int, lanes: int) -> Expr:
+    """Elements [at, at + lanes) of a vector."""
+    return tirx.Shuffle([value], [tirx.IntImm("int32", at + lane) for lane in range(lanes)])
+
+
 def constant(value: float, lanes: int) -> Expr:
     """A float32 constant in every lane."""
     return splat(T.float32(value), lanes)
@@ -314,8 +342,16 @@ def store(buffer: Buffer, value: Expr, *index: Expr, lanes: int) -> None:
     T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])
 
 
-def total(sums: Sequence[Buffer], at: Expr, lanes: int) -> Expr:
-    """The sum of the same vector of several buffers."""
+def total(sums: Sequence[Buffer], at: Expr, lanes: int, parts: int = 1) -> Expr:
+    """The sum of the same vector of several buffers, and of ``parts`` equal runs that they hold."""
+    if parts > 1:
+        width = int(sums[0].shape[0]) // parts
+        value = T.bind(total(sums, 0, width * parts))
+        while parts > 1:
+            parts //= 2
+            low, high = (part(value, first, width * parts) for first in (0, width * parts))
+            value = T.bind(low + high)
+        return value if lanes == width else part(value, at, lanes)
     value = load(sums[0], at, lanes=lanes)
     for other in sums[1:]:
         value = value + load(other, at, lanes=lanes)

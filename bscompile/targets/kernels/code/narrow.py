@@ -23,12 +23,12 @@ from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
-from bscompile.targets.kernels.prefetch import USUAL, comes_from_memory
-from bscompile.targets.kernels.vectors import pieces
+from bscompile.targets.kernels.prefetch import comes_from_memory, usual
+from bscompile.targets.kernels.vectors import inputs_together, pieces
 
 UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
-_AHEAD = USUAL << 10  # bytes to ask ahead
 _CHAINS = 8  # independent sums that hide the latency of the instruction
+_BLOCKS = 4  # that are taken at once where each has too few steps for so many sums
 
 
 def generate(
@@ -99,7 +99,8 @@ class Nest:
         self._block_rows = len(operands[2][1]) - 1
         self._last = problem.n - (self._block_rows - 1) * self._bh  # outputs of the last row
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
-        self._vectors = pieces(self._height, lanes)
+        self._together = 1 if product.pairs else inputs_together(self._height, self._steps, lanes)
+        self._ahead = usual(self._values[0].nbytes) << 10
 
     def emit(self, args: Arguments, inputs: Inputs, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
@@ -120,43 +121,46 @@ class Nest:
 
     def _tile(self, args: Arguments, inputs: Inputs, rows: int, block_row: Expr, row: Expr) -> None:
         values, starts, indptr, _ = args.operands[:4]
-        product = self._product
-        chains = max(1, min(self._steps, _CHAINS // (rows * len(self._vectors))))
-        sums = [emit.accumulators(rows, self._height, product.total) for _ in range(chains)]
+        product, together = self._product, self._together
+        steps, wide = self._steps // together, self._height * together
+        vectors = pieces(wide, self._lanes)
+        wanted = max(1, _CHAINS // (rows * len(vectors)))
+        at_once = max(1, min(_BLOCKS, wanted // steps))
+        chains = min(wanted, at_once * steps)
+        sums = [emit.accumulators(rows, wide, product.total) for _ in range(chains)]
         zero = T.float32(0) if product.total == "float32" else T.int32(0)
 
         def accumulate(rows_of: list[Buffer], block: Expr, start: Expr, step: Expr) -> None:
-            column = start + step * product.group
-            for at, size in self._vectors:
-                weight = T.bind(product.load(values, block, step, at, size))
+            first = step * together
+            column = start + first * product.group
+            for at, size in vectors:
+                weight = T.bind(product.load(values, block, first, at, size))
                 for r, acc in enumerate(rows_of):
-                    x = product.splat(inputs.x, row + r, column, size)
+                    x = product.spread(inputs.x, row + r, column, together, size)
                     total = emit.load(acc, at, lanes=size)
                     emit.store(acc, product.multiply_add(total, x, weight, size), at, lanes=size)
 
         for rows_of in sums:
             for acc in rows_of:
-                for at, size in self._vectors:
+                for at, size in vectors:
                     emit.store(acc, emit.splat(zero, size), at, lanes=size)
-        with emit.loop(indptr[block_row], indptr[block_row + 1]) as index:
+
+        def one_block(index: Expr, place: int) -> None:
             block = T.bind(T.cast(index, "int64"))
             start = T.bind(T.cast(starts[block], "int64"))
-            loops = self._steps // UNROLL if self._steps > UNROLL else 0
-            length = int(values.shape[2])
-            ahead = comes_from_memory(self._values.nbytes, args.m, rows)
-            if ahead and not loops:
-                emit.fetch_ahead(
-                    values, block * (self._steps * length), self._steps * length, _AHEAD
-                )
+            loops = steps // UNROLL if steps > UNROLL else 0
+            size = self._steps * int(values.shape[2])
+            if self._ahead and comes_from_memory(self._values.nbytes, args.m, rows):
+                emit.fetch_ahead(values, block * size, size, self._ahead)
             if loops:
                 with T.serial(0, T.int64(loops)) as outer:
-                    if ahead:
-                        at = (block * self._steps + outer * UNROLL) * length
-                        emit.fetch_ahead(values, at, UNROLL * length, _AHEAD)
                     for u in range(UNROLL):
                         accumulate(sums[u % chains], block, start, outer * UNROLL + u)
-            for step in range(loops * UNROLL, self._steps):
-                accumulate(sums[step % chains], block, start, T.int64(step))
+            for step in range(loops * UNROLL, steps):
+                which = (place * steps + step) % chains
+                accumulate(sums[which], block, start, T.int64(step))
+
+        emit.loop_by(indptr[block_row], indptr[block_row + 1], at_once, one_block)
         self._outputs(args, inputs, sums, block_row, row)
 
     def _outputs(
@@ -170,7 +174,7 @@ class Nest:
         column = T.bind(block_row * self._bh)
 
         def value(r: int, at: int, size: int) -> Expr:
-            total = emit.total([rows_of[r] for rows_of in sums], at, size)
+            total = emit.total([rows_of[r] for rows_of in sums], at, size, self._together)
             return inputs.real(args, total, row + r, column + at, size)
 
         def write(count: int) -> None:
