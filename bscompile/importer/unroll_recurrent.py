@@ -120,16 +120,16 @@ class _Unrolled:
 
     def _lstm(self, gx: str, h: str, c: str, r: str) -> tuple[str, str]:
         add = self._add
-        i, o, f, g = self._cut(add("Add", gx, add("MatMul", h, r)), 4, axis=1)
+        i, o, f, g = self._gates(add("Add", gx, add("MatMul", h, r)), 4)
         i, o, f, g = add("Sigmoid", i), add("Sigmoid", o), add("Sigmoid", f), add("Tanh", g)
         c = add("Add", add("Mul", f, c), add("Mul", i, g))
         return add("Mul", o, add("Tanh", c)), c
 
     def _gru(self, gx: str, h: str, r: str, late: str) -> str:
         add = self._add
-        xz, xr, xn = self._cut(gx, 3, axis=1)
+        xz, xr, xn = self._gates(gx, 3)
         if self._before_reset:
-            hz, hr, hn = self._cut(add("MatMul", h, r), 3, axis=1)
+            hz, hr, hn = self._gates(add("MatMul", h, r), 3)
             reset = add("Sigmoid", add("Add", xr, hr))
             hn = add("Mul", reset, add("Add", hn, late) if late else hn)
         else:
@@ -174,6 +174,12 @@ class _Unrolled:
         split = helper.make_node("Split", [name], outputs, axis=axis, num_outputs=count)
         self.nodes.append(split)
         return outputs
+
+    def _gates(self, name: str, count: int) -> list[str]:
+        """[B, count H] by gate; apart, so that each becomes part of the code that reads it."""
+        ends = [self._ints([gate * self._hidden]) for gate in range(count + 1)]
+        axis = self._ints([1])
+        return [self._add("Slice", name, *ends[g : g + 2], axis) for g in range(count)]
 
     def _zeros(self) -> str:
         """[B, H] in the dtype of x."""

@@ -82,6 +82,13 @@ def test_a_symbolic_length_may_be_fixed():
     assert "GRU" not in {node.op_type for node in model.graph}
 
 
+def test_gates_are_read_where_the_product_lies():
+    proto, _ = recurrent("LSTM", steps=3)
+    kinds = [node.op_type for node in load_model(proto).graph]
+    assert kinds.count("Slice") >= 3 * 4
+    assert kinds.count("Split") == 2  # by step, and the two parts of the bias
+
+
 def test_zero_blocks_of_the_recurrent_weight_are_found(tmp_path):
     proto, feeds = recurrent("LSTM", steps=5, hidden=64, inner=32, live=0.1)
     compiled = bscompile.build(proto)

@@ -9,7 +9,12 @@ from bscompile.targets.cpu.build import compile_kernel
 from bscompile.targets.cpu.code import attention
 from bscompile.targets.cpu.code.attention_narrow import BFloat16Nest
 from tests.targets import attention_cases, narrow_running
-from tests.targets.lowering_helpers import Compiled, assert_equal_to_onnxruntime, model
+from tests.targets.lowering_helpers import (
+    Compiled,
+    assert_equal_to_onnxruntime,
+    context,
+    model,
+)
 
 RNG = np.random.default_rng(1)
 
@@ -260,3 +265,36 @@ def test_reductions():
     compiled = Compiled(proto)
     for n in (1, 5):
         assert_equal_to_onnxruntime(proto, {"x": normal(n, 6, 33)}, compiled=compiled)
+
+
+def test_every_part_of_a_split_is_copied_in_vectors():
+    from tvm.script import tirx as T
+
+    from bscompile.targets.cpu.schedules import elementwise
+
+    @T.prim_func(s_tir=True)
+    def split(
+        x: T.Buffer((4, 37), "float32"),
+        a: T.Buffer((4, 16), "float32"),
+        b: T.Buffer((4, 21), "float32"),
+    ):
+        for i, j in T.grid(4, 16):
+            with T.sblock("a"):
+                u, v = T.axis.remap("SS", [i, j])
+                a[u, v] = x[u, v]
+        for i, j in T.grid(4, 21):
+            with T.sblock("b"):
+                u, v = T.axis.remap("SS", [i, j])
+                b[u, v] = x[u, v + 16]
+
+    text = elementwise.apply(split, context().hardware).script()
+    assert text.count("T.vectorized") == 2
+
+
+@pytest.mark.parametrize("sizes", [[1, 16, 20], [5, 31, 1]])
+def test_split_of_odd_sizes(sizes):
+    a, b, c = sizes
+    proto = model(f"""g (float[n,37] x) => (float[n,{a}] a, float[n,{b}] b, float[n,{c}] c) {{
+        sizes = Constant<value_ints: ints = {sizes}>()
+        a, b, c = Split<axis: int = 1>(x, sizes) }}""")
+    assert_equal_to_onnxruntime(proto, {"x": normal(7, 37)}, {"x": normal(1, 37)})
