@@ -121,13 +121,14 @@ def _search(
     bounds = []
     for block in candidates:
         limit = _rank_limit(dense.shape, block)
-        few = rng.permutation(block[0] * block[1])[: 2 * limit + 8]
-        for count, columns in ((limit + 4, few), (_SAMPLE, None)):
-            sample = _sampled_blocks(dense, block, positions, count, columns)
-            if columns is None:  # small matrices keep BLAS on one thread
-                sample = sample[:, rng.permutation(np.flatnonzero(sample.any(axis=0)))]
-                sample = sample[:, : 2 * limit + 8]
+        few, some = limit + 4, 2 * limit + 8
+        columns = rng.permutation(block[0] * block[1])[:some]
+        for count in (few, _SAMPLE):
+            if count > few:  # columns that are zero in most blocks say nothing
+                seen = _sampled_blocks(dense, block, positions, few).any(axis=0)
+                columns = rng.permutation(np.flatnonzero(seen))[:some]
             # Fewer columns cannot have a higher rank.
+            sample = _sampled_blocks(dense, block, positions, count, columns)
             rank = _rank(sample, precision)
             # With few live blocks the sample is all of them; independent ones are no sum of terms.
             if rank > limit or rank >= _STORAGE * len(sample):
@@ -227,11 +228,21 @@ def _rank(R: Array, precision: Precision) -> int:
     if precision.name == "float64":
         singular = np.linalg.svd(R, compute_uv=False)
     else:
-        gram = R @ R.T if R.shape[0] < R.shape[1] else R.T @ R
+        gram = _gram(R.T if R.shape[0] < R.shape[1] else R)
         if _is_full(gram, precision):
             return len(gram)
         singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0))
     return int((singular > precision.rank * singular[0]).sum())
+
+
+def _gram(R: Array) -> Array:
+    """Rᵀ R in pieces that BLAS leaves to one thread: on a busy machine others keep it waiting."""
+    gram = np.zeros((R.shape[1], R.shape[1]))
+    step = max(1, (1 << 18) // max(1, R.shape[1] ** 2))
+    for start in range(0, len(R), step):
+        part = R[start : start + step]
+        gram += part.T @ part
+    return gram
 
 
 def _is_full(gram: Array, precision: Precision) -> bool:
@@ -274,7 +285,7 @@ def _live_positions(dense: Array, rng: np.random.Generator, wanted: int = 4096) 
 
 
 def _sampled_blocks(
-    dense: Array, block: tuple[int, int], positions: Array, count: int, columns: Array | None
+    dense: Array, block: tuple[int, int], positions: Array, count: int, columns: Array | None = None
 ) -> npt.NDArray[np.float64]:
     """Up to ``count`` different live blocks as rows [count, bh bw], or some columns of these."""
     inner, (bh, bw) = dense.shape[1], block
