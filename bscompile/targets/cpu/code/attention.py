@@ -21,12 +21,12 @@ from bscompile.targets.cpu.code.tensors import (
     Tensor,
     across,
     function,
-    pieces,
     rounded_up,
 )
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
 from bscompile.targets.kernels.code.vector_math import exp
+from bscompile.targets.kernels.vectors import pieces
 
 if TYPE_CHECKING:
     from bscompile.targets.base import HardwareSpec

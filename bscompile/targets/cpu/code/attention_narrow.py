@@ -13,11 +13,12 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.cpu.code.attention import VECTORS, Nest
-from bscompile.targets.cpu.code.tensors import Argument, pieces, rounded_up
+from bscompile.targets.cpu.code.tensors import Argument, rounded_up
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import BFLOAT16, bfloat16_words, to_bfloat16
 from bscompile.targets.kernels.code.emit import Buffer, Expr
 from bscompile.targets.kernels.code.transpose import transposed
+from bscompile.targets.kernels.vectors import pieces
 
 _LANES = 16  # 32-bit elements of a vector: the instruction is AVX-512's
 

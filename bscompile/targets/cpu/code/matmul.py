@@ -7,9 +7,10 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, function, pieces
+from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, function
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Expr
+from bscompile.targets.kernels.vectors import pieces
 
 VECTORS = 2  # vectors of columns per register tile
 ROWS = (6, 2)

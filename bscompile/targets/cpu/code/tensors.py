@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
+from bscompile.targets.kernels.vectors import pieces
 
 Size = int | str  # a string names a symbolic size
 
@@ -114,18 +115,6 @@ def across(buffer: Buffer, lanes: int, combine: Callable[[Expr, Expr], Expr]) ->
         high = emit.load(buffer, T.int64(lanes), lanes=lanes)
         emit.store(buffer, combine(low, high), T.int64(0), lanes=lanes)
     return T.bind(buffer[T.int64(0)])
-
-
-def pieces(width: int, lanes: int) -> list[tuple[int, int]]:
-    """Cut ``width`` elements into vectors of at most ``lanes``: (offset, power of two)."""
-    cut, offset = [], 0
-    while offset < width:
-        size = lanes
-        while size > width - offset:
-            size //= 2
-        cut.append((offset, size))
-        offset += size
-    return cut
 
 
 def over_channels(
