@@ -119,7 +119,7 @@ def ours(
         dtype = DTYPES[precision]
         choice = plan(op, ROWS, dtype, context)
         op = in_precision(op.with_weight(choice.weight), dtype)
-        problem = problem_of(op, ROWS, precision_of(op.weight))
+        problem = problem_of(op, ROWS, precision_of(op))
         template = context.target.template(choice.template)
         kernel = template.build(problem, kernel_weight(op), choice.config, context.hardware)
         function = compile_kernel(kernel.prim_func, context.hardware).jit()["kernel"]

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from bscompile import artifact, importer, targets
 from bscompile.artifact.manifest import Manifest
+from bscompile.dialect.precision import Precision
 from bscompile.passes import pipeline
 from bscompile.passes.base import GraphPass, Note
 from bscompile.passes.permute_features import PermuteFeatures
@@ -28,8 +29,6 @@ from bscompile.targets.buckets import BUCKETS
 from bscompile.tuning.database import MEMBER, Database, default_path
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bscompile.dialect import LinearOp
     from bscompile.passes.choice import OrderJudge, Planner
     from bscompile.report import Report
@@ -256,7 +255,7 @@ def _rewrite(
 
 
 def _price(
-    context: TargetContext, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
+    context: TargetContext, op: LinearOp, rows: int | None, dtype: Precision, step: int = 1
 ) -> FormChoice:
     """What the cost model says of a layer at the typical rows."""
     from bscompile.targets.planner import plan

@@ -13,8 +13,8 @@ more, by the user's choice. What was lost is stated then, and the tolerance grow
 
     3 step sqrt(L) scale
 
-with step the coarsest precision's (2⁻⁷ for bfloat16, 2⁻¹⁰ for float16, 1/127 for int8) and L the
-number of such layers.
+with step the coarsest precision's (2⁻⁷ for bfloat16, 2⁻¹⁰ for float16 and tf32, 1/127 for int8)
+and L the number of such layers.
 Integers and booleans must be equal, and NaN and infinities must be in the same places.
 """
 
@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 _FACTOR = 16
 _SHORTEST_SUM = 64
 _NARROW_FACTOR = 3
-_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 1 / 127}
+_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "tf32": 2.0**-10, "int8": 1 / 127}
 
 
 @dataclass(frozen=True)

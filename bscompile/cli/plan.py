@@ -41,7 +41,7 @@ class Plan:
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["float32", "bf16", "fp16", "int8"]),
+    type=click.Choice(["float32", "tf32", "bf16", "fp16", "int8"]),
     default="float32",
     show_default=True,
     help="What the weights of linear layers are stored and multiplied in.",

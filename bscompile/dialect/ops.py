@@ -80,6 +80,8 @@ class LinearOp:
         epilogue: Steps after the product, in order; see the module's head.
         conv: The geometry of a convolution, None for a matmul.
         quantization: What the numbers of an int8 weight stand for; None for all others.
+        precision: What is multiplied in, by name, where the weight's dtype does not say it:
+            ``tf32``; else empty.
     """
 
     name: str
@@ -87,6 +89,7 @@ class LinearOp:
     epilogue: tuple[str, ...] = ()
     conv: ConvGeometry | None = None
     quantization: Quantization | None = None
+    precision: str = ""
 
     def __post_init__(self) -> None:
         for step in self.epilogue:
@@ -187,6 +190,8 @@ def make_node(
         ]
     if op.quantization:
         attributes += quantization_attributes(op.quantization)
+    if op.precision:
+        attributes.append(ir.AttrString("precision", op.precision))
     node = ir.Node(
         DOMAIN,
         op.op_type,
@@ -236,7 +241,9 @@ def read_node(node: ir.Node) -> LinearOp:
     quantization = None
     if is_quantized(node):
         quantization = quantization_from(node.attributes, arrays[-1])
-    return LinearOp(name, weight, epilogue, conv, quantization)
+    named = node.attributes.get("precision")
+    precision = named.as_string() if named is not None else ""
+    return LinearOp(name, weight, epilogue, conv, quantization, precision)
 
 
 def node_form(node: ir.Node) -> str:

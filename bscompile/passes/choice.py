@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from bscompile.dialect import LinearOp, Weight
+from bscompile.dialect.precision import Precision
 
 
 class Way(Protocol):
@@ -82,9 +81,7 @@ class Choice(Way, Protocol):
 class Planner(Protocol):
     """Says for a layer what to run."""
 
-    def __call__(
-        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
-    ) -> Choice:
+    def __call__(self, op: LinearOp, rows: int | None, dtype: Precision, step: int = 1) -> Choice:
         """The choice.
 
         Args:
@@ -108,7 +105,7 @@ class Posed:
 
     op: LinearOp
     rows: int | None
-    dtype: np.dtype[Any]
+    dtype: Precision
     step: int
 
 

@@ -23,7 +23,7 @@ from bscompile.dialect import (
     read_node,
     tensor_inputs,
 )
-from bscompile.dialect.precision import PRECISIONS, in_precision, largest
+from bscompile.dialect.precision import PRECISIONS, Precision, in_precision, largest
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.passes.base import GraphPass
 from bscompile.passes.choice import Choice, Planner, choice_text, stored_weight
@@ -55,7 +55,7 @@ class ChooseForm(GraphPass):
             self.applied_to(op.name, choice.reason)
         return bool(self.applied)
 
-    def _precision_for(self, op: LinearOp) -> np.dtype[Any]:
+    def _precision_for(self, op: LinearOp) -> Precision:
         """What the layer is to be multiplied in.
 
         A layer that comes quantised stays so. A convolution's windows share their pixels, so
@@ -77,7 +77,7 @@ class ChooseForm(GraphPass):
         node: ir.Node,
         op: LinearOp,
         choice: Choice,
-        precision: np.dtype[Any],
+        precision: Precision,
     ) -> None:
         chosen = in_precision(op.with_weight(stored_weight(op, choice)), precision)
         if chosen.weight is not op.weight:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bscompile.dialect import Weight, dense_weight, is_float_layer, read_node
+from bscompile.dialect.precision import Precision
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.formats.block_sparse import to_tiles
 from bscompile.formats.cluster import by_equality, by_similarity, runs_needed
@@ -61,7 +62,7 @@ class Layers:
         dtype: What layers are multiplied in.
     """
 
-    def __init__(self, graph: ir.Graph, price: Planner, dtype: np.dtype[Any]) -> None:
+    def __init__(self, graph: ir.Graph, price: Planner, dtype: Precision) -> None:
         self._plan, self._dtype = price, dtype
         self.nodes = [node for node in graph if is_float_layer(node)]
         self.place = {node: place for place, node in enumerate(self.nodes)}

@@ -102,7 +102,7 @@ def _layer(
         reason=_reason(op, found, choice, templates.get(choice.get("template", ""))),
         considered=tuple((str(k), float(v)) for k, v in choice.get("considered", [])),
         tuned=bool(choice.get("tuned", False)),
-        dtype=precision_of(op.weight).name,
+        dtype=precision_of(op).name,
         buckets=tuple(_bucket(bucket) for bucket in choice.get("buckets", ())),
     )
 
@@ -153,7 +153,7 @@ def _reason(
     if op.form == "dense":
         parts.append(found.get("reason", ""))
     if template is not None:
-        rival = template.rival(problem_of(op, None, precision_of(op.weight)))
+        rival = template.rival(problem_of(op, None, precision_of(op)))
         parts.append(f"runs on {rival} where that is there and faster" if rival else "")
     return "; ".join(part for part in parts if part)
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import ConvGeometry, LinearOp, Weight
+from bscompile.dialect.precision import Precision
 from bscompile.errors import TargetError
 from bscompile.formats import KroneckerSum
 
@@ -346,7 +347,7 @@ class TargetContext:
     buckets: tuple[int, ...] = ()
 
 
-def problem_of(op: LinearOp, m: int | None, dtype: np.dtype[Any], typical_m: int = 128) -> Problem:
+def problem_of(op: LinearOp, m: int | None, dtype: Precision, typical_m: int = 128) -> Problem:
     """The problem that a layer poses to a kernel template.
 
     Args:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import partial
 from math import isqrt
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from bscompile.dialect import LinearOp
+from bscompile.dialect.precision import Precision
 from bscompile.errors import UsageError
 from bscompile.formats import KroneckerSum
 from bscompile.targets.base import (
@@ -65,7 +66,7 @@ class RowsPlanner(Protocol):
         self,
         op: LinearOp,
         m: int | None,
-        dtype: np.dtype[Any],
+        dtype: Precision,
         context: TargetContext,
         admits: Admits | None = None,
     ) -> FormChoice | None:
@@ -93,7 +94,7 @@ def typical_rows(context: TargetContext, step: int) -> int:
 def plan_buckets(
     op: LinearOp,
     m: int | None,
-    dtype: np.dtype[Any],
+    dtype: Precision,
     context: TargetContext,
     step: int,
     plan: RowsPlanner,
@@ -148,9 +149,7 @@ def _variant(choice: FormChoice) -> Kind:
     return choice.form, choice.block, choice.template, config
 
 
-def _packing(
-    choice: FormChoice, op: LinearOp, dtype: np.dtype[Any], context: TargetContext
-) -> Kind:
+def _packing(choice: FormChoice, op: LinearOp, dtype: Precision, context: TargetContext) -> Kind:
     """Equal for choices of a layer that read the same packed weight."""
     problem = problem_of(op, None, dtype, context.typical_rows)
     problem = replace(problem, form=choice.form, block=choice.block)
@@ -171,7 +170,7 @@ def _reads_one_of(
     return (problem.form, problem.block, *template.packing(problem, config)) in packings
 
 
-def _goes_with(op: LinearOp, free: FormChoice, main: FormChoice, dtype: np.dtype[Any]) -> bool:
+def _goes_with(op: LinearOp, free: FormChoice, main: FormChoice, dtype: Precision) -> bool:
     """Whether both weights can be made of one: rounded factors do not give the rounded product."""
     if not isinstance(op.weight, KroneckerSum) or dtype == np.float32:
         return True

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import LinearOp, Weight, dense_weight
-from bscompile.dialect.precision import PRECISIONS, form_precision
+from bscompile.dialect.precision import PRECISIONS, Precision, form_precision
 from bscompile.errors import TargetError
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import (
@@ -55,7 +54,7 @@ class _Priced:
 
 
 def plan(
-    op: LinearOp, m: int | None, dtype: np.dtype[Any], context: TargetContext, step: int = 1
+    op: LinearOp, m: int | None, dtype: Precision, context: TargetContext, step: int = 1
 ) -> FormChoice:
     """The form, template and configuration that should run a layer fastest.
 
@@ -75,7 +74,7 @@ def plan(
 def plan_rows(
     op: LinearOp,
     m: int | None,
-    dtype: np.dtype[Any],
+    dtype: Precision,
     context: TargetContext,
     admits: Admits | None = None,
 ) -> FormChoice | None:

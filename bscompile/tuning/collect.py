@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from bscompile.dialect import LinearOp
+from bscompile.dialect.precision import Precision
 from bscompile.passes.choice import Posed
 from bscompile.targets.base import TargetContext
 from bscompile.targets.buckets import bucket_rows, typical_rows
@@ -41,7 +39,7 @@ class Collector:
         self.undecided = 0
 
     def __call__(
-        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
+        self, op: LinearOp, rows: int | None, dtype: Precision, step: int = 1
     ) -> FormChoice:
         """Remember the layer, once for each bucket of symbolic rows; plan it by cost."""
         counts = (rows,) if rows is not None else bucket_rows(self._context, step)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bscompile.dialect import LinearOp, Weight
+from bscompile.dialect.precision import Precision
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets import TARGETS
 from bscompile.targets.base import HardwareSpec, Target, TargetContext, problem_of
@@ -21,9 +22,7 @@ _SOURCES = {".py", ".sv", ".cc"}  # of kernels, and of the array that is simulat
 _PREFIXES = ((1 << 20, "M"), (1 << 10, "K"))
 
 
-def key_of(
-    op: LinearOp, rows: int | None, dtype: np.dtype[Any], context: TargetContext
-) -> TuningKey:
+def key_of(op: LinearOp, rows: int | None, dtype: Precision, context: TargetContext) -> TuningKey:
     """The key of a layer.
 
     Args:

@@ -6,11 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import numpy as np
 
 from bscompile.dialect import LinearOp
+from bscompile.dialect.precision import Precision
 from bscompile.targets.base import Problem, TargetContext, problem_of
 from bscompile.tuning.keys import key_of
 from bscompile.tuning.record import CRASHED, OK, TuningKey, Variant
@@ -31,7 +29,7 @@ class Layer:
 
     op: LinearOp
     rows: int | None
-    dtype: np.dtype[Any]
+    dtype: Precision
     context: TargetContext
     uses: int = 1
     aside: bool = False

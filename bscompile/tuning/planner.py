@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from bscompile.dialect import LinearOp
 from bscompile.dialect.forms import in_form
+from bscompile.dialect.precision import Precision
 from bscompile.passes.choice import Posed
 from bscompile.targets.base import TargetContext, problem_of
 from bscompile.targets.buckets import Admits, plan_buckets
@@ -38,7 +36,7 @@ class TunedPlanner:
         self.used: list[TuningKey] = []
 
     def __call__(
-        self, op: LinearOp, rows: int | None, dtype: np.dtype[Any], step: int = 1
+        self, op: LinearOp, rows: int | None, dtype: Precision, step: int = 1
     ) -> FormChoice:
         """The measured choice, or the cost model's where the layer was never tuned here."""
         choice = plan_buckets(op, rows, dtype, self._context, step, self._plan_rows)
@@ -59,7 +57,7 @@ class TunedPlanner:
         self,
         op: LinearOp,
         m: int | None,
-        dtype: np.dtype[Any],
+        dtype: Precision,
         context: TargetContext,
         admits: Admits | None = None,
     ) -> FormChoice | None:
@@ -79,7 +77,7 @@ class TunedPlanner:
         self,
         op: LinearOp,
         m: int | None,
-        dtype: np.dtype[Any],
+        dtype: Precision,
         context: TargetContext,
         best: Best,
         record: TuningRecord,

@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from bscompile.dialect import TENSOR_STEPS, LinearOp, Weight, evaluate
 from bscompile.dialect.forms import in_form
-from bscompile.dialect.precision import PRECISIONS, form_precision, in_precision, kernel_weight
+from bscompile.dialect.precision import (
+    PRECISIONS,
+    Precision,
+    form_precision,
+    in_precision,
+    kernel_weight,
+    rounded,
+)
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import HardwareSpec, KernelTemplate, Target, problem_of
 from bscompile.tuning.compiled import CompiledKernels
@@ -27,7 +34,7 @@ Array = npt.NDArray[Any]
 
 _ROUND_SECONDS = 2e-3  # of one timed round, so that the clock's grain does not count
 #: A few steps of what x, the weight or y is rounded to, as a share of the largest value.
-_STEPS = {"bfloat16": 2.0**-6, "float16": 2.0**-9, "int8": 2 / 127}
+_STEPS = {"bfloat16": 2.0**-6, "float16": 2.0**-9, "tf32": 2.0**-9, "int8": 2 / 127}
 _LOOKS = 5  # first, single calls, which decide whether more are worth their time
 
 
@@ -50,7 +57,7 @@ class Bench:
         self,
         op: LinearOp,
         rows: int | None,
-        dtype: np.dtype[Any],
+        dtype: Precision,
         typical_rows: int,
         target: Target,
         hardware: HardwareSpec,
@@ -72,7 +79,7 @@ class Bench:
             for step in op.epilogue
             if step in TENSOR_STEPS
         )
-        self._references: dict[np.dtype[Any], Array] = {}
+        self._references: dict[Precision, Array] = {}
         self._shape = (m, n)
 
     def measure(
@@ -127,7 +134,7 @@ class Bench:
         y = np.zeros(self._shape, problem.y_dtype)
         if y.dtype == np.float32:
             y[...] = np.nan
-        x = self._x.astype(PRECISIONS[kernel.x_dtype]) if kernel.x_dtype else self._x
+        x = rounded(self._x, PRECISIONS[kernel.x_dtype]) if kernel.x_dtype else self._x
         arrays = [x, *(array for _, array in kernel.operands), *self._tensors, y]
         import tvm
 

@@ -31,7 +31,7 @@ class CpuAdapter(Adapter):
         ]
 
     def reference(self, template, op, x, tensors):
-        if template.startswith("narrow") and precision_of(op.weight) == ml_dtypes.bfloat16:
+        if template.startswith("narrow") and precision_of(op) == ml_dtypes.bfloat16:
             x = x.astype(ml_dtypes.bfloat16).astype(np.float32)  # it rounds x as well
         return evaluate(op, x, tensors)
 

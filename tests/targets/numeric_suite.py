@@ -105,9 +105,9 @@ def _cases() -> tuple[Case, ...]:
         + halves
         + tuple(
             replace(case, dtype=dtype)
-            for dtype in ("float16", "bfloat16", "int8")
+            for dtype in ("float16", "bfloat16", "int8", "tf32")
             for case in narrow
-            if dtype != "int8" or case.form != "kronecker"
+            if dtype not in ("int8", "tf32") or case.form != "kronecker"
         )
     )
 

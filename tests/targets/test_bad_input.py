@@ -22,6 +22,7 @@ LACKING = [
     ("cpu:aarch64-sve", "fp16", "float32 or int8"),
     ("cpu:riscv64", "fp16", "float32 or bfloat16 or int8"),
     ("cpu:riscv64-vla", "bf16", "float32 or int8"),
+    ("cpu", "tf32", "float32 or bfloat16 or float16 or int8"),
     ("hexagon", "fp16", "float32 or bfloat16 or int8"),
     ("opencl:any", "int8", "float32"),
     ("webgpu", "bf16", "float32"),

@@ -131,7 +131,7 @@ def test_factors_meet_the_merged_weight_in_int8(context, rank, form):
     assert choice.form == form
     assert {f"factorized 8x8 rank {rank}", "block-sparse 8x8"} <= dict(choice.considered).keys()
     stored = in_precision(op.with_weight(choice.weight), np.dtype(np.int8))
-    assert precision_of(stored.weight) == (np.float32 if form == "kronecker" else np.int8)
+    assert precision_of(stored) == (np.float32 if form == "kronecker" else np.int8)
     in_float = plan(op, 128, FLOAT, context)
     if form == "kronecker":
         assert choice.seconds == in_float.seconds

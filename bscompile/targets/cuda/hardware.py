@@ -27,7 +27,7 @@ class Architecture:
         l2_mib: Second-level cache.
         l2_gbps: All processors together.
         float32_tflops: On CUDA cores.
-        half_tflops: float16 or bfloat16 on tensor cores, summed in float32.
+        half_tflops: float16 or bfloat16 on tensor cores, summed in float32; tf32 at half of it.
         int8_tops: On tensor cores, summed in int32.
     """
 
@@ -98,6 +98,7 @@ def _machine(name: str) -> HardwareSpec:
         cores=known.processors,
         peak_gflops={
             "float32": known.float32_tflops * share,
+            "tf32": known.half_tflops / 2 * share,
             "float16": known.half_tflops * share,
             "bfloat16": known.half_tflops * share,
             "int8": known.int8_tops * share,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bscompile.dialect.precision import PRECISIONS
+from bscompile.dialect.precision import PRECISIONS, rounded
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Array, HardwareSpec, Problem
 
@@ -26,7 +26,7 @@ def widens(problem: Problem, hardware: HardwareSpec) -> bool:
 
 def stored(weight: Array, precision: str) -> Array:
     """A weight as such kernels load it; TVM's code generator keeps bfloat16 only as bits."""
-    narrow = np.ascontiguousarray(weight.astype(PRECISIONS[precision], copy=False))
+    narrow = np.ascontiguousarray(rounded(weight, PRECISIONS[precision]))
     return narrow.view(np.uint16) if precision == "bfloat16" else narrow
 
 

@@ -25,6 +25,7 @@ from bscompile.targets.base import (
     Problem,
     problem_of,
 )
+from bscompile.targets.lowering.narrowing import narrowed
 from bscompile.targets.lowering.shape_converters import product, reshaped, shape_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def kernel_call(
     """
     importer = view.importer
     static_m = int(m.value) if isinstance(m, tirx.IntImm) else None
-    problem = problem_of(op, static_m, precision_of(op.weight), importer.context.typical_rows)
+    problem = problem_of(op, static_m, precision_of(op), importer.context.typical_rows)
     ways = _ways(view.node, op, problem, importer)
     key = (
         tuple(weight_inputs(view.node)),
@@ -97,8 +98,8 @@ def kernel_call(
     result = relax.TensorType([m, tirx.const(problem.n, "int64")], problem.y_dtype)
 
     def call(x: Any, tensors: list[Any]) -> Any:
-        if x_dtype and x_dtype != str(x.ty.dtype):
-            x = view.bb.emit(relax.op.astype(x, x_dtype))
+        if x_dtype:
+            x = narrowed(view.bb, x, x_dtype)
         return view.bb.emit(relax.call_tir(function, [x, *operands, *tensors], result))
 
     return call
@@ -174,7 +175,7 @@ def _build(
     """The kernel of one way; None where it cannot read an image."""
     if (way.form, way.block) != (op.form, problem.block):
         op = op.with_weight(in_form(op.weight, way.form, way.block))
-        own = problem_of(op, problem.m, precision_of(op.weight), problem.typical_m)
+        own = problem_of(op, problem.m, precision_of(op), problem.typical_m)
         problem = own
     if image is None:
         return way.template.build(problem, kernel_weight(op), way.config, hardware)

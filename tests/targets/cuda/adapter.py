@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile.dialect import evaluate
-from bscompile.dialect.precision import precision_of
+from bscompile.dialect.precision import PRECISIONS, precision_of, rounded
 from bscompile.formats import KroneckerSum
-from bscompile.targets.cuda.kernels.packing import numpy_dtype
 from tests.targets.cuda import emulator
 from tests.targets.numeric_suite import Adapter
 
@@ -65,7 +64,7 @@ def run(function, call, y_dtype="float32"):
     gpu = tvm.cuda(0)
     x, *others = call.arrays
     if call.kernel.x_dtype:
-        x = x.astype(numpy_dtype(call.kernel.x_dtype))
+        x = rounded(x, PRECISIONS[call.kernel.x_dtype])
     nothing = np.nan if y_dtype == "float32" else 7
     y = tvm.runtime.tensor(np.full(call.shape, nothing, y_dtype), gpu)
     function(*(tvm.runtime.tensor(array, gpu) for array in (x, *others)), y)
@@ -76,7 +75,7 @@ class CudaAdapter(Adapter):
     """All kernels in one module."""
 
     target = "cuda"
-    dtypes = ("float32", "float16", "bfloat16", "int8")
+    dtypes = ("float32", "tf32", "float16", "bfloat16", "int8")
 
     def missing(self):
         return ""
@@ -94,8 +93,8 @@ class CudaAdapter(Adapter):
         if (
             template.endswith(("tensor_cores", "wgmma")) and op.quantization is None
         ):  # they take both sides in the dtype of W
-            dtype = precision_of(op.weight)
-            x = x.astype(dtype).astype(np.float32)
+            dtype = precision_of(op)
+            x = rounded(x, dtype).astype(np.float32)
             if isinstance(op.weight, KroneckerSum):  # whose blocks are made in that dtype
                 op = op.with_weight(rebuilt(op.weight).astype(dtype))
         return evaluate(op, x, tensors)

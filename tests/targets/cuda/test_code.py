@@ -38,6 +38,10 @@ FAMILIES = {
         "int8",
         ["mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32", "ldmatrix", "cp.async.cg"],
     ),
+    "block_sparse_tensor_cores tf32": (
+        "tf32",
+        ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "ldmatrix", "cp.async.cg"],
+    ),
     "dense_few_rows int8": ("int8", ["dp4a.u32.s32", "shfl.sync.bfly", "ld.global.v4"]),
     "kronecker_tensor_cores": ("float16", [MMA.format("f16", "f16"), "cp.async.cg", "fma.rn.f32"]),
     "dense_tensor_cores": ("float16", [MMA.format("f16", "f16"), "ldmatrix", "cp.async.cg"]),

@@ -9,7 +9,13 @@ import pytest
 import tvm
 
 from bscompile.dialect import LinearOp, evaluate
-from bscompile.dialect.precision import PRECISIONS, in_precision, kernel_weight, precision_of
+from bscompile.dialect.precision import (
+    PRECISIONS,
+    in_precision,
+    kernel_weight,
+    precision_of,
+    rounded,
+)
 from bscompile.targets.base import Problem, problem_of
 from bscompile.targets.cuda import TARGET
 from bscompile.targets.cuda.hardware import hardware
@@ -87,7 +93,7 @@ def test_a_weight_of_whole_steps_stays_as_it_is(name, kernels, rng):
     ]
     got = adapter.run(function, Call(kernel, (x, *tensors), (rows, N)))
     if kernel.x_dtype:  # what it takes is rounded before
-        x = x.astype(precision_of(op.weight)).astype(np.float32)
+        x = rounded(x, precision_of(op)).astype(np.float32)
     assert_close(got, evaluate(op, x, tensors), np.float32, K, what=name)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from bscompile.dialect import Weight
-from bscompile.dialect.precision import itemsize
+from bscompile.dialect.precision import itemsize, stored_dtype
 from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.cuda.kernels.packing import Operands, numpy_dtype
+from bscompile.targets.cuda.kernels.packing import Operands
 from bscompile.targets.cuda.kernels.roofline import FMA_SHARE, Work, ends_bytes, seconds
 from bscompile.targets.cuda.kernels.steps import HALVES
 
@@ -89,7 +89,7 @@ def pack_factors(weight: KroneckerSum, dtype: str) -> Operands:
     coefficients = np.ascontiguousarray(weight.a[:, rows, cols].T)
     if not len(rows):  # TVM buffers have at least one element
         coefficients, cols = np.zeros((1, weight.rank), weight.a.dtype), np.zeros(1, np.int64)
-    kind = numpy_dtype(dtype)
+    kind = stored_dtype(dtype)
     return (
         ("coefficients", coefficients.astype(kind, copy=False)),
         ("indices", cols.astype(np.int32)),

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.dialect import Weight
-from bscompile.dialect.precision import PRECISIONS, QuantizedMatrix
+from bscompile.dialect.precision import PRECISIONS, QuantizedMatrix, rounded
 from bscompile.formats import BlockSparseMatrix, KroneckerSum
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.packing_narrow import quantized_operands
@@ -101,7 +101,7 @@ def pack_steps(
     Args:
         weight: [n, k], block-sparse or dense.
         layout: How to cut it.
-        dtype: Of the packed values; ``bfloat16`` needs ml_dtypes.
+        dtype: Of the packed values, by name; those in tf32 are float32.
 
     Returns:
         values [steps, rows, step], or [n, k] where that is dense and k a multiple of step;
@@ -136,7 +136,7 @@ def pack_steps(
     steps_of = values.reshape(-1, per_step, layout.rows, layout.group).transpose(0, 2, 1, 3)
     packed = steps_of.reshape(-1, layout.rows, layout.step)
     return (
-        ("values", np.ascontiguousarray(packed).astype(numpy_dtype(dtype), copy=False)),
+        ("values", rounded(np.ascontiguousarray(packed), PRECISIONS[dtype])),
         ("starts", (starts // unit).astype(np.int32).reshape(-1, per_step)),
         ("indptr", indptr),
         ("order", order),
@@ -226,7 +226,7 @@ def pack_coefficients(weight: KroneckerSum, layout: Layout, dtype: str) -> Opera
         ("coefficients", np.stack([part[0][1] for part in parts], axis=1)),
         ("starts", scaled.astype(np.int32)),
         *rows_of_tiles,
-        ("factors", weight.b.astype(numpy_dtype(dtype), order="C")),
+        ("factors", np.ascontiguousarray(rounded(weight.b, PRECISIONS[dtype]))),
     )
 
 
@@ -242,18 +242,13 @@ def _merged(matrix: BlockSparseMatrix, height: int) -> BlockSparseMatrix:
     return BlockSparseMatrix(values, (tiles % width).astype(np.int32), starts, matrix.shape)
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of that name; bfloat16 is not numpy's own."""
-    return PRECISIONS[name] if name in PRECISIONS else np.dtype(name)
-
-
 def _in_place(weight: npt.NDArray[Any], layout: Layout, dtype: str) -> Operands:
     """A dense matrix of whole steps as it is, with the places that its steps would have."""
     n, k = weight.shape
     tile_rows, per_row = -(-n // layout.rows), k // layout.step
     starts = np.arange(0, k, layout.group, dtype=np.int32) // np.int32(layout.unit(k))
     return (
-        ("values", np.ascontiguousarray(weight).astype(numpy_dtype(dtype), copy=False)),
+        ("values", rounded(np.ascontiguousarray(weight), PRECISIONS[dtype])),
         ("starts", np.tile(starts.reshape(per_row, -1), (tile_rows, 1))),
         ("indptr", np.arange(tile_rows + 1, dtype=np.int32) * np.int32(per_row)),
         ("order", np.arange(tile_rows, dtype=np.int32)),

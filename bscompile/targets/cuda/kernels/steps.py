@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bscompile.dialect import Weight
-from bscompile.dialect.precision import itemsize
+from bscompile.dialect.precision import itemsize, stored_dtype
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.cuda.kernels.packing import Layout, expected_steps, groups_for, pack_layer
 from bscompile.targets.cuda.kernels.roofline import (
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bscompile.targets.cuda.kernels.packing import Operands
 
 HALVES = ("float16", "bfloat16")
+_WIDEST = {"int8": 16, "tf32": 4}  # inputs in the 16 bytes that cp.async moves; else 8
 _PAD_BYTES = 16  # after each row of a tile in shared memory
 _MOST = 24  # configurations worth a try
 _CHUNKS = (4, 8, 16, 32)  # steps of a piece of a tile row
@@ -98,8 +99,8 @@ class StepTemplate(KernelTemplate):
 
     def layout(self, problem: Problem, config: Config) -> Layout:
         """How the configuration cuts a weight."""
-        step, widest = self.step(problem.dtype), 16 if problem.dtype == "int8" else 8
-        return Layout(int(config["tile"]), int(config["group"]), step, widest)
+        widest = _WIDEST.get(problem.dtype, 8)
+        return Layout(int(config["tile"]), int(config["group"]), self.step(problem.dtype), widest)
 
     def pack(self, problem: Problem, weight: Weight, config: Config) -> Operands:
         """The weight in the layout's steps."""
@@ -137,7 +138,7 @@ class TensorCores(StepTemplate):
     """Configuration: ``tile`` outputs x ``rows``, warps along both, ``stages``, ``group``."""
 
     kind = "tensor_cores"
-    dtypes: tuple[str, ...] = (*HALVES, "int8")
+    dtypes: tuple[str, ...] = (*HALVES, "tf32", "int8")
     shared_dtypes = HALVES
 
     def shapes(self, problem: Problem) -> list[dict[str, int | str]]:
@@ -269,7 +270,7 @@ class FewRows(StepTemplate):
 
     kind = "few_rows"
     cuts_rows = False  # ``split`` does that inside a thread block
-    dtypes = ("float32", *HALVES, "int8")
+    dtypes = ("float32", "tf32", *HALVES, "int8")
     shared_dtypes = ("float32",)
 
     def step(self, dtype: str) -> int:
@@ -327,7 +328,7 @@ class FewRows(StepTemplate):
             problem,
             operands,
             self.layout(problem, config),
-            problem.dtype,
+            stored_dtype(problem.dtype).name,
             rows=int(config["rows"]),
             split=int(config["split"]),
         )

@@ -64,6 +64,36 @@ inline void mma_m16n8k16(bool bfloat, float* d0, float* d1, float* d2, float* d3
   });
 }
 
+// mma.m16n8k8 of tf32, A row-major, B column-major, sums in float32. With g = lane / 4,
+// t = lane % 4: A: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); B: (t, g), (t + 4, g); C and D
+// as of m16n8k16. The 13 low bits of an operand are not read.
+inline void mma_m16n8k8(float* d0, float* d1, float* d2, float* d3, uint32_t a0, uint32_t a1,
+                        uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, float c0, float c1,
+                        float c2, float c3) {
+  struct Brought { float* d[4]; uint32_t a[4], b[2]; float c[4]; };
+  Brought mine{{d0, d1, d2, d3}, {a0, a1, a2, a3}, {b0, b1}, {c0, c1, c2, c3}};
+  meet(current->block->warps[warp()], lane(), 32, &mine, [](void** all) {
+    static float A[16][8], B[8][8], D[32][4];
+    for (int l = 0; l < 32; l++) {
+      auto* one = static_cast<Brought*>(all[l]);
+      int g = l / 4, t = l % 4;
+      for (int part = 0; part < 4; part++)
+        A[g + 8 * (part % 2)][t + 4 * (part / 2)] = bits_as<float>(one->a[part] & 0xffffe000);
+      for (int part = 0; part < 2; part++)
+        B[t + 4 * part][g] = bits_as<float>(one->b[part] & 0xffffe000);
+    }
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) {
+        int row = l / 4 + 8 * (i / 2), column = 2 * (l % 4) + i % 2;
+        float sum = static_cast<Brought*>(all[l])->c[i];
+        for (int k = 0; k < 8; k++) sum += A[row][k] * B[k][column];
+        D[l][i] = sum;
+      }
+    for (int l = 0; l < 32; l++)
+      for (int i = 0; i < 4; i++) *static_cast<Brought*>(all[l])->d[i] = D[l][i];
+  });
+}
+
 inline int byte_of(uint32_t word, int which, bool with_sign) {
   uint8_t bits = static_cast<uint8_t>(word >> (8 * which));
   return with_sign ? static_cast<int8_t>(bits) : bits;

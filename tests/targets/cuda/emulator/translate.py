@@ -76,6 +76,8 @@ def instruction(text: str, outputs: list[str], inputs: list[str]) -> str:
     if "mma.sync.aligned.m16n8k16.row.col.f32" in text:
         to = ", ".join(f"&({o})" for o in outputs)
         return f"emu::mma_m16n8k16({'true' if '.bf16.' in text else 'false'}, {to}, {taken});"
+    if re.search(r"mma\.sync\.aligned\.m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32", text):
+        return f"emu::mma_m16n8k8({', '.join(f'&({o})' for o in outputs)}, {taken});"
     if found := re.search(r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.([us])8\.s8\.s32", text):
         to = ", ".join(f"&({o})" for o in outputs)
         return f"emu::mma_m16n8k32({'true' if found[1] == 's' else 'false'}, {to}, {taken});"

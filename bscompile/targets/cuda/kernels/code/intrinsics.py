@@ -54,7 +54,7 @@ def mma_names(x_dtype: str, dtype: str) -> dict[str, str]:
     """Role -> name of the intrinsic: load_a, load_b, compute, init, store.
 
     TVM registers those of float16, and int8 for other scopes. bfloat16's are float16's with
-    another type name; x in uint8 is read like int8.
+    another type name; x in uint8 is read like int8. Those of tf32 are in tf32.py.
     """
     made = cuda_intrinsics()
     if dtype == "int8":
@@ -64,7 +64,11 @@ def mma_names(x_dtype: str, dtype: str) -> dict[str, str]:
             "shared.dyn", "shared.dyn", "float16", "float32", False, True, True
         )
     )
-    if dtype == "bfloat16":
+    if dtype == "tf32":
+        from bscompile.targets.cuda.kernels.code import tf32
+
+        names.update(tf32.register())  # its sums are set and leave as float16's
+    elif dtype == "bfloat16":
         for role in ("load_a", "load_b", "compute"):
             half = TensorIntrin.get(names[role])
             names[role] = f"bscompile_bf16_{names[role]}"

@@ -131,8 +131,8 @@ def generate(
 
 
 def _is_product(problem: Problem, x_dtype: str, values: Array) -> bool:
-    """Whether y is the epilogue of a float32 product that others could make."""
-    floating = problem.dtype != "int8" and problem.y_dtype == "float32"
+    """Whether y is the epilogue of a product that others could make just as exactly."""
+    floating = problem.dtype not in ("int8", "tf32") and problem.y_dtype == "float32"
     return floating and values.ndim == 2 and values.dtype.name == x_dtype
 
 

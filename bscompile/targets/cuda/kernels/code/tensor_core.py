@@ -2,20 +2,22 @@
 
 A thread block of ``warps_m x warps_n`` warps owns one tile of y. A ring of ``stages`` buffers in
 shared memory is filled by asynchronous copies while earlier steps are multiplied; fragments go
-to registers by ldmatrix. 16-bit operands take mma.m16n8k16 with sums in float32, 8-bit ones
-mma.m16n8k32 with sums in int32. sm_80 and newer.
+to registers by ldmatrix. 16-bit operands take mma.m16n8k16 with sums in float32, tf32 ones
+mma.m16n8k8, 8-bit ones mma.m16n8k32 with sums in int32. sm_80 and newer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import tvm
 from tvm.s_tir import Schedule
 
-from bscompile.dialect.precision import itemsize
+from bscompile.dialect.precision import itemsize, stored_dtype
 from bscompile.targets.base import Problem
+from bscompile.targets.cuda.kernels.code import tf32
 from bscompile.targets.cuda.kernels.code.gather import definition
 from bscompile.targets.cuda.kernels.code.intrinsics import cuda_intrinsics, mma_names
 from bscompile.targets.cuda.kernels.code.signature import Operands
@@ -43,13 +45,13 @@ def kernel(
         problem: The layer.
         operands: As packing.pack_layer or packing.pack_coefficients makes them.
         layout: How they were cut; ``layout.rows`` is a multiple of ``16 * warps_n``.
-        multiplied: ``float16``, ``bfloat16`` or ``int8``.
+        multiplied: ``float16``, ``bfloat16``, ``tf32`` or ``int8``.
         rows: Rows of x in a tile; a multiple of ``16 * warps_m``.
         warps_m: Warps side by side along the rows.
         warps_n: And along the outputs.
         stages: Buffers of the ring, at least 2.
     """
-    func = definition(problem, operands, layout, rows, multiplied)
+    func = definition(problem, operands, layout, rows, stored_dtype(multiplied).name)
     sch = Schedule(tvm.IRModule({"main": func}))
     x_dtype = "uint8" if problem.x_dtype == "float32" else problem.x_dtype
     names = mma_names(x_dtype if multiplied == "int8" else multiplied, multiplied)
@@ -67,8 +69,8 @@ def kernel(
         _spread(sch, block, warps, vector, side * layout.step)
 
     loads = []  # fragments into registers
-    for operand in (0, 1):
-        block = sch.cache_read(product.fragment, operand, "warp")
+    for number in (0, 1):
+        block = sch.cache_read(product.fragment, number, "warp")
         sch.compute_at(block, product.depth)
         loads.append((block, _fragments(sch, block, deep)))
     # The sums leave through shared memory; straight from registers they would spill.
@@ -81,9 +83,9 @@ def kernel(
     stored = _fragments(sch, store, _FRAGMENT)
     sch.decompose_reduction(product.fragment, product.step)
 
-    for block, _ in loads:
-        _to_lanes(sch, block, "write", deep, leading=True)
-    _to_lanes(sch, store, "read", _FRAGMENT, leading=False)
+    for (block, _), operand in zip(loads, "xw", strict=True):
+        _to_lanes(sch, block, "write", deep, operand)
+    _to_lanes(sch, store, "read", _FRAGMENT)
     for loop, key in (
         (loads[0][1], "load_a"),
         (loads[1][1], "load_b"),
@@ -177,17 +179,28 @@ def _fragments(sch: Schedule, block: Any, deep: int) -> Any:
     return a_in
 
 
-def _to_lanes(sch: Schedule, block: Any, side: str, deep: int, *, leading: bool) -> None:
-    """A fragment becomes 32 lanes x their values, as ldmatrix gives and mma takes them."""
-    layouts = cuda_intrinsics()
-    lane_of = (
-        layouts.shared_16x16_to_ldmatrix_32x8_layout
-        if deep == _FRAGMENT
-        else layouts.shared_16x32_to_ldmatrix_32x16_layout
-    )
+def _to_lanes(sch: Schedule, block: Any, buffer: str, deep: int, side: str = "") -> None:
+    """A fragment becomes 32 lanes x their values, as ldmatrix gives and mma takes them.
+
+    ``side`` is x or w, whose buffers count the steps first; empty for the sums.
+    """
+    lane_of = _lanes(deep, side)
 
     def place(a: Any, b: Any) -> list[Any]:
         return [a // _FRAGMENT, b // deep, *lane_of(a % _FRAGMENT, b % deep)]
 
-    index = (lambda z, a, b: [z, *place(a, b)]) if leading else place
-    sch.transform_layout(block, (side, 0), index)
+    index = (lambda z, a, b: [z, *place(a, b)]) if side else place
+    sch.transform_layout(block, (buffer, 0), index)
+
+
+def _lanes(deep: int, side: str) -> Callable[[Any, Any], Any]:
+    """Where an element of a fragment of 16 x ``deep`` is: lane, and which of its values."""
+    if deep < _FRAGMENT:
+        return tf32.place_of_x if side == "x" else tf32.place_of_w
+    layouts = cuda_intrinsics()
+    found: Callable[[Any, Any], Any] = (
+        layouts.shared_16x16_to_ldmatrix_32x8_layout
+        if deep == _FRAGMENT
+        else layouts.shared_16x32_to_ldmatrix_32x16_layout
+    )
+    return found
