@@ -44,7 +44,7 @@ dtype_option = click.option(
     type=click.Choice(["float32", "tf32", "bf16", "fp16", "int8"]),
     default="float32",
     show_default=True,
-    help="What the weights of linear layers are stored and multiplied in.",
+    help="What the weights of linear layers are stored and multiplied in; tf32 on cuda only.",
 )
 
 

@@ -11,7 +11,8 @@ KroneckerConv
 ==================  ==========================================  =========================
 
 Matmuls compute y[..., out] = x[..., in] Wᵀ; convolutions x [n, c, h, w] -> [n, out, oh, ow].
-A weight in bfloat16 or float16 is widened to x's float32. With an int8 weight the op is called
+A weight in bfloat16 or float16 is widened to x's float32; one in tf32 is float32 already, and
+the attribute ``precision`` says so. With an int8 weight the op is called
 Quantized..., has one more weight input ``scale`` [out], and means what quantization.py says.
 Then the epilogue runs, an ordered tuple of steps: ``bias`` (+ bias [out]), ``residual``
 (+ a tensor of y's shape) and activations (see activations.py). The inputs of a node are x, the

@@ -100,8 +100,8 @@ class Problem:
         block: (bh, bw); (1, 1) for dense.
         nnzb: Live blocks; n k for dense.
         rank: Kronecker terms; 0 for other forms.
-        dtype: What W is stored and multiplied in: ``float32``, ``bfloat16``, ``float16`` or
-            ``int8``.
+        dtype: What W is stored and multiplied in: ``float32``, ``tf32``, ``bfloat16``,
+            ``float16`` or ``int8``.
         epilogue: Steps after the product, see bscompile.dialect.
         typical_m: Rows to expect when m is symbolic; the cost model uses it.
         x_dtype: Of x as it comes; all but quantised layers take float32.
@@ -157,7 +157,8 @@ class Kernel:
         code: The function itself, or the recipe that makes it: only recipes can be joined to
             one function that chooses by its rows.
         operands: The weight as the kernel wants it, in argument order: (suffix, array).
-        x_dtype: In which the kernel takes x; lowering casts where that is not how x comes.
+        x_dtype: In which the kernel takes x, a name of dialect.precision.PRECISIONS; lowering
+            rounds x to it where that is not how x comes.
             Empty for the problem's own.
     """
 

@@ -78,7 +78,6 @@ MODELS = {
     ("name", "precision", "tolerance"),
     [
         ("perceptron", "bfloat16", 2e-2),
-        ("perceptron", "tf32", 2e-3),
         ("block", "float32", 1e-5),
         ("block", "float16", 1e-2),
     ],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import numpy as np
+import onnx
 import pytest
 
 from bscompile import targets
@@ -16,6 +16,7 @@ from bscompile.formats import KroneckerSum
 from bscompile.targets.base import problem_of
 from bscompile.targets.cuda.hardware import hardware
 from bscompile.targets.planner import plan
+from bscompile.verification import verify
 from tests.targets.cuda import adapter
 from tests.targets.cuda.conftest import block_sparse, kernel_for
 from tests.targets.cuda.test_models import MODELS, model
@@ -111,11 +112,34 @@ def test_factors_stay_in_float32_or_are_merged(block, rank, stays, rng):
         assert "times as merged in tf32" in choice.reason
 
 
-def test_a_report_says_tf32(rng, monkeypatch):
-    build = importlib.import_module("bscompile.targets.cuda.build")
-    monkeypatch.setattr(build, "compile_source", lambda *_: b"")
-    options = CompileOptions(target="cuda:sm_90", precision="tf32")
+def test_the_pass_over_x_rounds_as_packing_does(rng):
+    import tvm
+    from tvm import relax
+
+    from bscompile.targets.lowering.narrowing import narrowed
+
+    bits = rng.integers(0, 2**32, 4096, np.uint32)
+    given = np.append(bits.view(np.float32), np.array([np.inf, -np.inf, np.nan, 0], np.float32))
+    x = relax.Var("x", relax.TensorType((len(given),), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        builder.emit_func_output(narrowed(builder, x, "tf32"))
+    machine = relax.VirtualMachine(relax.build(builder.get(), "llvm"), tvm.cpu())
+    got = machine["main"](tvm.runtime.tensor(given)).numpy()
+    np.testing.assert_array_equal(got, rounded(given, TF32))
+
+
+@pytest.mark.usefixtures("on_emulator")
+def test_a_whole_model_is_verified_and_what_it_lost_stated(rng, tmp_path):
     text, shapes, _ = MODELS["perceptron"]
-    report = compile_model(model(text, rng, shapes), options).report
-    assert [layer.dtype for layer in report.layers] == ["tf32"] * 2
-    assert all("cuBLAS" not in layer.reason for layer in report.layers)
+    onnx.save(model(text, rng, shapes), tmp_path / "model.onnx")
+    options = CompileOptions(target="cuda:sm_80", precision="tf32", typical_rows=8192)
+    compiled = compile_model(onnx.load(tmp_path / "model.onnx"), options)
+    layers = compiled.report.layers
+    assert [layer.dtype for layer in layers] == ["tf32"] * 2
+    assert all(layer.template.endswith("_tensor_cores") for layer in layers)
+    assert all("cuBLAS" not in layer.reason for layer in layers)
+    found = verify(compiled.save(tmp_path / "model.bsc"), tmp_path / "model.onnx", samples=2)
+    assert found.passed
+    assert "accuracy lost (2 in tf32)" in found.lost
+    assert 1e-6 < found.worst.error / found.worst.scale < 2e-3
