@@ -42,8 +42,8 @@ def build(
         typical_rows: Rows to plan for where the model leaves them symbolic.
         buckets: Further rows to plan for there; None takes 1, 8, 32, 128 and 1024.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
-        dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
-            or ``int8``; all else stays float32.
+        dtype: What linear layers are stored and multiplied in: ``float32``, ``tf32``, ``bf16``,
+            ``fp16`` or ``int8``; all else stays float32.
         dump_ir: Folder that receives the model after every pass.
         database: Tuning database to take measured choices from; None takes the user's own.
         device: Key of the RPC device that it is compiled for and was tuned on; None is this one.
@@ -92,8 +92,8 @@ def inspect(
         typical_rows: Rows to plan for where the model leaves them symbolic.
         buckets: Further rows to plan for there; None takes 1, 8, 32, 128 and 1024.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
-        dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
-            or ``int8``; all else stays float32.
+        dtype: What linear layers are stored and multiplied in: ``float32``, ``tf32``, ``bf16``,
+            ``fp16`` or ``int8``; all else stays float32.
         progress: Called with one line at the start of each phase.
 
     Raises:
@@ -154,8 +154,8 @@ def tune(
         typical_rows: Rows to plan for where the model leaves them symbolic.
         buckets: Further rows to plan for there; None takes 1, 8, 32, 128 and 1024.
         dimensions: Lengths for symbolic dimensions of the inputs, such as ``{"batch": 1}``.
-        dtype: What linear layers are stored and multiplied in: ``float32``, ``bf16``, ``fp16``
-            or ``int8``; all else stays float32.
+        dtype: What linear layers are stored and multiplied in: ``float32``, ``tf32``, ``bf16``,
+            ``fp16`` or ``int8``; all else stays float32.
         report: Where to write an HTML page about it.
         progress: Called with one line at the start of each phase.
         watch: Called after every candidate.
