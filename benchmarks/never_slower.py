@@ -1,10 +1,12 @@
 """Never slower: each model and kind of weights against our own dense form and onnxruntime.
 
-Run: python -m benchmarks.never_slower [--folder DIR [--build]] [MODEL ...]. Two threads, fp32, full
-sizes, everybody in a process of their own, in turns of back-to-back calls. «worst» is the better of
-the two others over ours, the median over the turns; below one a user would have been better off
-without us. Kinds of weights that leave a model as it is, since it has no linear layers, are left
-out. ``--folder`` keeps what was built there and takes what is there; ``--build`` measures nothing.
+Run: python -m benchmarks.never_slower [--dtype DTYPE] [--folder DIR [--build]] [MODEL ...].
+Two threads, full sizes, everybody in a process of their own, in turns of back-to-back calls.
+«worst» is the best of the others over ours, the median over the turns; below one a user would
+have been better off without us. Kinds of weights that leave a model as it is, since it has no
+linear layers, are left out. With ``--dtype`` bf16, fp16 or int8 our float32 form is one of the
+others, too, while onnxruntime stays in float32. ``--folder`` keeps what was built there and takes
+what is there; ``--build`` measures nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ KINDS = {
 }
 BATCHES = (1, 8)
 ONE_BATCH = ("bert", "wav2vec2")  # a call of eight takes most of a second
+FLOAT32 = "float32"
 SECONDS = 1.5  # of turns, five at the least
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--dtype", default=FLOAT32, choices=(FLOAT32, "bf16", "fp16", "int8"))
     parser.add_argument("--folder", type=Path, help="keep what is built here, take what is there")
     parser.add_argument("--build", action="store_true", help="build into --folder, measure nothing")
     options = parser.parse_args()
@@ -53,7 +57,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for name in wanted:
             for batch in BATCHES[: 1 if name in ONE_BATCH else None]:
-                worst += rows(name, batch, folder, options.build)
+                worst += rows(name, batch, options.dtype, folder, options.build)
     if worst:
         worst.sort()
         print(f"worst of {len(worst)}: " + ", ".join(f"{label} {r:.2f}" for r, label in worst[:5]))
@@ -61,24 +65,29 @@ def main() -> int:
     return 0
 
 
-def rows(name: str, batch: int, folder: Path, only_build: bool) -> list[tuple[float, str]]:
+def rows(
+    name: str, batch: int, dtype: str, folder: Path, only_build: bool
+) -> list[tuple[float, str]]:
     """One line for each kind of weights; (worst ratio, label)."""
     found = []
     for kind, pattern in KINDS.items():
         path = folder / f"{name}-{batch}-{kind.replace(' ', '-').rstrip('%')}.onnx"
-        if not built(name, batch, kind, path) or only_build:
+        if not built(name, batch, kind, dtype, path) or only_build:
             continue
         engines = {
-            "ours": ("bscompile", path.with_suffix(".bsc")),
+            "ours": ("bscompile", artifact(path, dtype)),
             "onnxruntime": ("onnxruntime", path),
         }
         if pattern is not None:
-            engines["our dense"] = ("bscompile", folder / f"{name}-{batch}-dense.bsc")
+            dense = folder / f"{name}-{batch}-dense.onnx"
+            engines["our dense"] = ("bscompile", artifact(dense, dtype))
+        if dtype != FLOAT32 and built(name, batch, kind, FLOAT32, path):
+            engines["our float32"] = ("bscompile", artifact(path, FLOAT32))
         feeds = {key: value.numpy() for key, value in MODELS[name].inputs(True, batch).items()}
         times, _, errors = compare(engines, feeds, THREADS, SECONDS)
         others = {label: t for label, t in times.items() if label != "ours"}
         ratio = min(t.ratio_to(times["ours"]) for t in others.values())
-        label = f"{name} batch {batch} {kind}"
+        label = f"{name} batch {batch} {kind}" + (f" {dtype}" if dtype != FLOAT32 else "")
         cells = "  ".join(f"{label} {t.median * 1e3:8.3f}" for label, t in others.items())
         print(f"{label:31} ours {times['ours'].median * 1e3:8.3f} ms  {cells}  worst {ratio:5.2f}"
               f"  error {errors['ours']:.0e}", flush=True)  # fmt: skip
@@ -86,10 +95,15 @@ def rows(name: str, batch: int, folder: Path, only_build: bool) -> list[tuple[fl
     return found
 
 
-def built(name: str, batch: int, kind: str, path: Path) -> bool:
+def artifact(path: Path, dtype: str) -> Path:
+    """Where the artifact of a model in a dtype is."""
+    return path.with_suffix(f".{dtype}.bsc")
+
+
+def built(name: str, batch: int, kind: str, dtype: str, path: Path) -> bool:
     """Whether there is such a model; it and its artifact are at ``path`` and beside it then."""
     source, none = path.with_name(f"{name}-{batch}.onnx"), path.with_suffix(".none")
-    if path.with_suffix(".bsc").exists() or none.exists():
+    if artifact(path, dtype).exists() or none.exists():
         return not none.exists()
     if not source.exists():
         export(MODELS[name], source, full=True, batch=batch, dynamic=name == DYNAMIC)
@@ -105,7 +119,7 @@ def built(name: str, batch: int, kind: str, path: Path) -> bool:
     if pattern is not None and not changed:
         none.touch()
         return False
-    bscompile.build(path, threads=THREADS, output=path.with_suffix(".bsc"))
+    bscompile.build(path, threads=THREADS, dtype=dtype, output=artifact(path, dtype))
     return True
 
 
