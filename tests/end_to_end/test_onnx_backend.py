@@ -72,7 +72,7 @@ def test_one_wrong_answer_among_many_is_found(tmp_path):
 
 
 #: Without those that are spelled like another one; benchmarks/onnx_backend_table.py has them too.
-_ALIKE = {"light_inception_v1", "light_vgg19", "light_zfnet512"}
+_ALIKE = {"light_inception_v1", "light_inception_v2", "light_vgg19", "light_zfnet512"}
 
 
 @pytest.mark.slow

@@ -26,13 +26,15 @@ def model_of(name):
     return trained(name, load("digits"), (3, 1))
 
 
+FORMS = ("factorized", "merged")
 QUICK = ("mlp", "lenet5")
-# ViT-tiny is the same code as vit-digits, and takes a minute: benchmarks/trained_models.py has it.
+# What takes a quarter of a minute is here in one form; benchmarks/trained_models.py has both, and
+# ViT-tiny, which is the same code as vit-digits and takes a minute.
+LONG = {"swin-digits": ("factorized",), "vit-digits": ("merged",), "vit-tiny": ()}
 CASES = [
     pytest.param(name, form, marks=() if name in QUICK else pytest.mark.slow)
     for name in ENTRIES
-    for form in ("factorized", "merged")
-    if name != "vit-tiny"
+    for form in LONG.get(name, FORMS)
 ]
 
 
