@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from benchmarks.gpu import build
 from benchmarks.gpu.archive import pack, unpack
 from benchmarks.gpu.cases import all_cases
 from benchmarks.gpu.device import rounded, widened
 from benchmarks.gpu.dry_run import dry_run
 from benchmarks.gpu.measure import checked
 from benchmarks.gpu.report import page
+from bscompile.targets.cuda.hardware import hardware
 
 
 def built(place, rng):
@@ -60,6 +62,19 @@ def test_what_was_asked_for_is_measured_first():
     assert {case.block for case in cases[:6]} == {4, 8, 16, 32, 64, 128}
     assert cases[6].form == "dense"
     assert {case.shape for case in cases[19:]} == {"bert", "llama3"}
+
+
+@pytest.mark.parametrize("case", all_cases(small=True), ids=lambda case: case.name)
+def test_places_name_every_live_number_once(case):
+    """Kernels are carried with the places of a weight's numbers instead of the numbers."""
+    live = np.flatnonzero(np.kron(case.mask(), np.ones((case.block, case.block))))
+    plans = list(build._plans(case, hardware("sm_90"), True))
+    assert plans
+    for problem, template, config in plans:
+        (_, values), *_ = build._pack(case, problem, template, config)
+        named = values[values > 0] - 1
+        assert len(np.unique(named)) == len(named)
+        assert np.isin(live, named).all()
 
 
 def test_what_was_dropped_or_missing_is_on_the_page():

@@ -101,7 +101,8 @@ def pack_steps(
     Args:
         weight: [n, k], block-sparse or dense.
         layout: How to cut it.
-        dtype: Of the packed values, by name; those in tf32 are float32.
+        dtype: Of the packed values, by name; those in tf32 are float32. Integers of any width are
+            packed, too: whoever packs places instead of numbers learns where each number goes.
 
     Returns:
         values [steps, rows, step], or [n, k] where that is dense and k a multiple of step;
@@ -136,7 +137,7 @@ def pack_steps(
     steps_of = values.reshape(-1, per_step, layout.rows, layout.group).transpose(0, 2, 1, 3)
     packed = steps_of.reshape(-1, layout.rows, layout.step)
     return (
-        ("values", rounded(np.ascontiguousarray(packed), PRECISIONS[dtype])),
+        ("values", _numbers(packed, dtype)),
         ("starts", (starts // unit).astype(np.int32).reshape(-1, per_step)),
         ("indptr", indptr),
         ("order", order),
@@ -226,7 +227,7 @@ def pack_coefficients(weight: KroneckerSum, layout: Layout, dtype: str) -> Opera
         ("coefficients", np.stack([part[0][1] for part in parts], axis=1)),
         ("starts", scaled.astype(np.int32)),
         *rows_of_tiles,
-        ("factors", np.ascontiguousarray(rounded(weight.b, PRECISIONS[dtype]))),
+        ("factors", _numbers(weight.b, dtype)),
     )
 
 
@@ -242,13 +243,20 @@ def _merged(matrix: BlockSparseMatrix, height: int) -> BlockSparseMatrix:
     return BlockSparseMatrix(values, (tiles % width).astype(np.int32), starts, matrix.shape)
 
 
+def _numbers(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    packed = np.ascontiguousarray(values)
+    if dtype in PRECISIONS:
+        return rounded(packed, PRECISIONS[dtype])
+    return packed.astype(dtype, copy=False)
+
+
 def _in_place(weight: npt.NDArray[Any], layout: Layout, dtype: str) -> Operands:
     """A dense matrix of whole steps as it is, with the places that its steps would have."""
     n, k = weight.shape
     tile_rows, per_row = -(-n // layout.rows), k // layout.step
     starts = np.arange(0, k, layout.group, dtype=np.int32) // np.int32(layout.unit(k))
     return (
-        ("values", rounded(np.ascontiguousarray(weight), PRECISIONS[dtype])),
+        ("values", _numbers(weight, dtype)),
         ("starts", np.tile(starts.reshape(per_row, -1), (tile_rows, 1))),
         ("indptr", np.arange(tile_rows + 1, dtype=np.int32) * np.int32(per_row)),
         ("order", np.arange(tile_rows, dtype=np.int32)),
