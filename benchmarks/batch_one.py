@@ -28,6 +28,7 @@ TURNS = 25
 
 
 def main() -> int:
+    """Print a row for each layer and number of threads."""
     if len(sys.argv) == 1:  # the number of threads is fixed once a process has started its pool
         for threads in (1, 2):
             subprocess.run([sys.executable, "-m", "benchmarks.batch_one", str(threads)], check=True)

@@ -24,6 +24,7 @@ SECONDS = 2.0
 
 
 def main() -> int:
+    """Print a row for each weight and precision."""
     set_threads(THREADS)  # before TVM starts its workers
     from bscompile.targets import resolve
 

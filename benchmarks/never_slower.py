@@ -40,6 +40,7 @@ SECONDS = 1.5  # of turns, five at the least
 
 
 def main() -> int:
+    """Print a row for each model, batch and kind of weights."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--dtype", default=FLOAT32, choices=(FLOAT32, "bf16", "fp16", "int8"))

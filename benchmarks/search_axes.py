@@ -23,6 +23,7 @@ FLOAT = np.dtype(np.float32)
 
 
 def main() -> int:
+    """Print what each value of the axis costs."""
     threads = int(next((word for word in sys.argv[1:] if word.isdigit()), 1))
     set_threads(threads)
     from bscompile.targets import resolve
@@ -83,6 +84,7 @@ def ahead(context, random_weight) -> None:
 
 
 def distances(name, weight, m, context) -> None:
+    """Print the time of each distance, all else as the cost model chooses it."""
     for dtype in map(np.dtype, (np.float32, ml_dtypes.bfloat16)):
         template, problem = prepared(name, weight, m, dtype, context)
         space = template.space(problem, context.hardware)

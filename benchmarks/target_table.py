@@ -57,6 +57,7 @@ TOLERANCE = {"float32": 1e-4, "int8": 0.1}
 
 
 def main() -> int:
+    """Measure the targets named and write the table."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wanted = sys.argv[1:]
     for adapter in adapters():

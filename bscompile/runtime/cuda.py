@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bscompile.artifact import Artifact
+from bscompile.artifact.dense_layers import MEMBER as DENSE_LAYERS
+from bscompile.artifact.dense_layers import PREFIX
 from bscompile.devices.nvidia import load_library
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.runtime import cuda_graph, tvm_library
-from bscompile.runtime.dense import PREFIX, DenseLayers
+from bscompile.runtime.dense import DenseLayers
 from bscompile.runtime.dense_trial import Trial
 from bscompile.runtime.vm import VirtualMachine
 
@@ -30,7 +32,6 @@ Array = npt.NDArray[Any]
 
 SOURCE = "code/kernels.cu"
 KERNELS = "code/kernels.fatbin"
-DENSE_LAYERS = "code/dense.json"
 _CALLBACK = "tvm_callback_cuda_compile"
 _CUDA = 2  # kDLCUDA
 _RUNTIME = "libcudart.so.13"

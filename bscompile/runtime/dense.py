@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bscompile.artifact.dense_layers import PREFIX
 from bscompile.errors import ArtifactError, TargetError
 from bscompile.runtime.cublas import WORKSPACE, Cublas, open_library
 from bscompile.runtime.dense_trial import Trial
 
 SWITCH = "BSCOMPILE_CUBLAS"
-PREFIX = "bscompile.dense."  # of the functions that the code calls
 
 
 @dataclass(eq=False)

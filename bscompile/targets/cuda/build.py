@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bscompile.artifact.dense_layers import MEMBER as DENSE_LAYERS
 from bscompile.errors import ModelError, TargetError
 from bscompile.targets.cpu.build import LIBRARY, find_linker
 from bscompile.targets.cuda.carried_code import CarriedKernel
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 #: The artifact members beside the host's library: what was compiled, and into what.
 CUDA_SOURCE = "code/kernels.cu"
 CUDA_KERNELS = "code/kernels.fatbin"
-DENSE_LAYERS = "code/dense.json"
 _CALLBACK = "tvm_callback_cuda_compile"
 
 

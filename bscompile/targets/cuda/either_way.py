@@ -15,13 +15,12 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from bscompile.artifact.dense_layers import PREFIX
 from bscompile.dialect import TENSOR_STEPS
 from bscompile.targets.base import Problem
 from bscompile.targets.cuda.kernels.code import epilogue
 from bscompile.targets.cuda.kernels.code.signature import PLAIN
 
-#: What the runtime's functions are called: this and the kernel's name.
-PREFIX = "bscompile.dense."
 #: The module's attribute that lists them, as the artifact's member does: see ``listed``.
 LISTED = "bscompile.dense"
 
