@@ -39,9 +39,13 @@ class Plan:
         return asdict(self)
 
 
+DTYPES = ("float32", "tf32", "bf16", "fp16", "int8")
+SPELLINGS = ("fp32", "bfloat16", "float16")  # as numpy, torch and messages of ours say it
+
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["float32", "tf32", "bf16", "fp16", "int8"]),
+    type=click.Choice([*DTYPES, *SPELLINGS]),
+    metavar=f"[{'|'.join(DTYPES)}]",
     default="float32",
     show_default=True,
     help="What the weights of linear layers are stored and multiplied in; tf32 on cuda only.",

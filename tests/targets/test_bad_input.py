@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from bscompile.cli import main
+from bscompile.cli.plan import DTYPES, SPELLINGS
 from bscompile.devices import opencl as opencl_device
 from bscompile.devices import systolic as simulator
 from bscompile.targets import native
@@ -54,6 +55,7 @@ def test_a_dtype_that_it_lacks(target, dtype, known, model, tmp_path, capsys):
     line = refused(capsys, "build", model, "--target", target, "--dtype", dtype, "-o", out, "-q")
     assert f"target {target} has no kernel for " in line
     assert f"(build with --dtype {known}" in line
+    assert {*known.split(" or ")} <= {*DTYPES, *SPELLINGS}  # what a hint names may be typed
     assert not out.exists()
 
 
