@@ -192,11 +192,11 @@ def _tied_by_broadcast(node: ir.Node, value: ir.Value, layout: Layout, size: int
         if other.shape is None:
             return f"an operand of {node.op_type} has an unknown shape"
         length = other.shape[axis] if len(other.shape) >= -axis else 1
-        if length == size * layout.run:
+        if length == layout.length(size):
             tied.append(other)
         elif other is value or length != 1:
             return f"an operand of {node.op_type} broadcasts its features"
-    if y.shape is None or len(y.shape) < -axis or y.shape[axis] != size * layout.run:
+    if y.shape is None or len(y.shape) < -axis or y.shape[axis] != layout.length(size):
         return f"{node.op_type} broadcasts it"
     return [(v, layout) for v in tied]
 
@@ -231,7 +231,7 @@ def _tied_by_layer(node: ir.Node, value: ir.Value, layout: Layout) -> Ties | str
     tensors = list(zip(steps, tensor_inputs(node), strict=True))
     if any(tensor is value and step == "bias" for step, tensor in tensors):
         return f"{node.name} adds it as a bias"
-    whole = layout.cells is None and (layout.run == 1 or layout.axis == -1)
+    whole = layout.cells is None and (layout.run == 1 or layout.axis == -1) and layout.outer == 1
     if layout.axis != feature_axis(node) or not whole:
         return f"{node.name} reads it along another axis"
     residuals = [tensor for step, tensor in tensors if step == "residual"]
@@ -249,19 +249,21 @@ def _computed_bias(node: ir.Node) -> bool:
 
 def along_features(array: Array, layout: Layout, size: int) -> bool:
     """Whether a constant operand has entries of its own for each feature."""
-    return array.ndim >= -layout.axis and array.shape[layout.axis] == size * layout.run
+    return array.ndim >= -layout.axis and array.shape[layout.axis] == layout.length(size)
 
 
 def per_feature(array: Array, layout: Layout, size: int) -> Array | None:
     """A constant operand as [features] or [1]; None if it varies otherwise."""
     if array.size == 1:
         return array.reshape(1)
-    if not along_features(array, layout, size) or array.size != size * layout.run:
+    if not along_features(array, layout, size) or array.size != layout.length(size):
         return None
-    runs = array.reshape(size, layout.run)
-    return runs[:, 0] if (runs == runs[:, :1]).all() else None
+    runs = array.reshape(layout.outer, size, layout.run)
+    first = runs[0, :, 0]
+    return first if (runs == first[:, None]).all() else None
 
 
 def take_features(array: Array, layout: Layout, keep: npt.NDArray[np.int64]) -> Array:
     """The kept features of a constant operand."""
-    return np.ascontiguousarray(np.take(array, layout.entries(keep), axis=layout.axis))
+    size = array.shape[layout.axis] // (layout.outer * layout.run)
+    return np.ascontiguousarray(np.take(array, layout.entries(keep, size), axis=layout.axis))

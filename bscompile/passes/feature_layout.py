@@ -6,13 +6,16 @@ keeps the order of entries in memory, so a feature that is one run before is one
 provided that an axis starts and ends where the features do:
 
     [.., size run, tail]  ->  [.., size run', tail']    with run tail = run' tail'
+
+Where an axis before the features is merged into theirs, as torch does with batch and heads, they
+lie there several times over: [.., outer size run', tail'].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,15 +39,22 @@ class Layout:
         cells: Where the features are cut into cells such as heads, the axis that counts these;
             the other one then counts features within a cell. Only for groups that keep all
             features, see feature_orders.py.
+        outer: How many times over all features lie along the axis.
     """
 
     axis: int
     run: int = 1
     cells: int | None = None
+    outer: int = 1
 
-    def entries(self, features: Index) -> Index:
-        """The positions along the axis that features take up, in their order."""
-        return (features[:, None] * self.run + np.arange(self.run)).reshape(-1)
+    def length(self, features: int) -> int:
+        """How long the axis is for so many features."""
+        return self.outer * features * self.run
+
+    def entries(self, features: Index, size: int = 0) -> Index:
+        """The positions along the axis that features, of ``size``, take up, in their order."""
+        once = (features[:, None] * self.run + np.arange(self.run)).reshape(-1)
+        return (np.arange(self.outer)[:, None] * (size * self.run) + once).reshape(-1)
 
 
 def after_reshape(old: Dims, new: Dims, layout: Layout, size: int) -> Layout | int | None:
@@ -57,19 +67,17 @@ def after_reshape(old: Dims, new: Dims, layout: Layout, size: int) -> Layout | i
     if tail is None:
         return None
     block = layout.run * tail  # entries of a feature, one after the other
-    joined: int | None = None
     inner = 1
     for axis in range(-1, -len(new) - 1, -1):
         length = new[axis]
         if not isinstance(length, int):
-            return joined
-        if length * inner == size * block:
+            return None
+        if length and length * inner % (size * block) == 0:
             if block % inner == 0:
-                return Layout(axis, block // inner)
-            if inner % block == 0:
-                joined = inner // block
+                return Layout(axis, block // inner, None, length * inner // (size * block))
+            return inner // block if inner % block == 0 else None
         inner *= length
-    return joined
+    return None
 
 
 def after_transpose(node: ir.Node, layout: Layout, rank: int, backwards: bool) -> Layout:
@@ -80,7 +88,7 @@ def after_transpose(node: ir.Node, layout: Layout, rank: int, backwards: bool) -
         return (perm[rank + axis] if backwards else perm.index(rank + axis)) - rank
 
     cells = None if layout.cells is None else moved(layout.cells)
-    return Layout(moved(layout.axis), layout.run, cells)
+    return replace(layout, axis=moved(layout.axis), cells=cells)
 
 
 def is_reshape(node: ir.Node) -> bool:

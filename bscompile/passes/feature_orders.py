@@ -75,23 +75,42 @@ def _through_norm(node: ir.Node, x: ir.Value, y: ir.Value, layout: Layout) -> Ti
 
 
 def _through_reshape(node: ir.Node, value: ir.Value, group: FeatureGroup) -> Ties | None:
-    """[.., n] <-> [.., heads, n / heads]; None where it is no such cut."""
+    """[.., n] <-> [.., heads, n / heads], heads perhaps merged with what is before them.
+
+    None where it is no such cut.
+    """
     x, y, layout = node.inputs[0], node.outputs[0], group.layouts[value]
     other = x if value is y else y
     if other is None or other.shape is None or (value is not x and value is not y):
         return None
     dims = list(other.shape)
-    if layout == Layout(-1, 1, -2):
-        return [(other, Layout(-1))] if dims and dims[-1] == group.size else None
+    if layout.cells is not None:
+        if layout == Layout(-1, 1, -2) and dims and dims[-1] == group.size:
+            return [(other, Layout(-1))]
+        return [(other, layout)] if _cuts_before(value, other, layout.cells, group) else None
     if layout != Layout(-1) or len(dims) < 2 or dims[-1] == group.size:
         return None
     heads, inside = dims[-2:]
-    if not isinstance(heads, int) or not isinstance(inside, int) or heads * inside != group.size:
+    if not isinstance(heads, int) or not isinstance(inside, int) or not inside:
+        return None
+    if group.size % inside or not heads or heads * inside % group.size:
         return None
     if group.cell not in (group.size, inside):
         return None
     group.cell = inside
     return [(other, Layout(-1, 1, -2))]
+
+
+def _cuts_before(one: ir.Value, other: ir.Value, cells: int, group: FeatureGroup) -> bool:
+    """Whether two shapes are one from the heads on, both with all heads on one axis."""
+    shapes = [list(v.shape) for v in (one, other) if v.shape is not None]
+    if len(shapes) < 2 or min(len(shape) for shape in shapes) < -cells:
+        return False
+    first, second = (shape[len(shape) + cells + 1 :] for shape in shapes)
+    lengths = [shape[cells] for shape in shapes]
+    heads = group.size // group.cell
+    whole = all(isinstance(n, int) and n and n % heads == 0 for n in lengths)
+    return whole and first == second and all(isinstance(n, int) for n in first)
 
 
 def _through_matmul(node: ir.Node, value: ir.Value, layout: Layout) -> Ties | None:
@@ -158,7 +177,7 @@ def _through_gather(node: ir.Node, value: ir.Value, layout: Layout, size: int) -
         return None
     axis = node.attributes.get_int("axis", 0)
     axis = axis - len(x.shape) if axis >= 0 else axis
-    if axis >= layout.axis or x.shape[layout.axis] != size * layout.run:
+    if axis >= layout.axis or x.shape[layout.axis] != layout.length(size):
         return None
     return [(y, layout)] if constant(x) is not None else [(x, layout), (y, layout)]
 

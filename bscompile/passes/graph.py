@@ -107,7 +107,12 @@ def replace(graph: ir.Graph, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> 
     ir.convenience.replace_nodes_and_values(
         graph, old[-1], list(old), list(new), [old_output], [new_output]
     )
-    for value in inputs:
+    forget(graph, inputs)
+
+
+def forget(graph: ir.Graph, values: Sequence[ir.Value]) -> None:
+    """Take those values out of the initializers that are such and that nothing reads."""
+    for value in values:
         unused = not value.uses() and not value.is_graph_output() and not value.is_graph_input()
         if unused and value.name is not None and graph.initializers.get(value.name) is value:
             del graph.initializers[value.name]

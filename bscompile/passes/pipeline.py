@@ -26,6 +26,7 @@ from bscompile.passes.requantize import Requantize
 from bscompile.passes.restate_convolutions import RestateConvolutions
 from bscompile.passes.restate_normalisation import RestateNormalisation
 from bscompile.passes.shrink import Shrink
+from bscompile.passes.split_outputs import SplitOutputs
 from bscompile.passes.widen_float16 import WidenFloat16
 from bscompile.passes.write_dialect import WriteDialect
 
@@ -75,6 +76,8 @@ def pipeline(
         RecoverFactors(),
         # Before the choice: the epilogue is part of the problem that a kernel is chosen for.
         FuseEpilogues(),
+        # After fusing, which took the biases; before the next, which drop and reorder features.
+        SplitOutputs(),
         # After fusing: what quantises a layer's result comes after all else.
         Requantize(),
         # After fusing: a constant is easiest followed through steps of an op.

@@ -76,7 +76,7 @@ class RecogniseLinear(GraphPass):
             if _rank(x) < 2:
                 return "x is a vector or of unknown rank"
             name = layer_name(node, operand)
-            form, pattern = _best_form(weight.T)
+            form, pattern = best_form(weight.T)
             made = make_node(LinearOp(name, form), graph, x, output=node.outputs[0])
             self._done(graph, node, [made], pattern)
             return None
@@ -85,7 +85,7 @@ class RecogniseLinear(GraphPass):
         assert weight is not None
         if weight.ndim != 2 or _rank(x) < 2:
             return "constant on the left with a batched or unknown operand"
-        form, pattern = _best_form(weight)
+        form, pattern = best_form(weight)
         if not pattern.is_block_sparse:
             return f"constant on the left, {pattern.reason}: transposing x would not pay"
         name = layer_name(node, operand)
@@ -111,7 +111,7 @@ class RecogniseLinear(GraphPass):
         if _flag(node, "transA"):
             new.append(_swap_last(x))
             x = new[0].outputs[0]
-        form, pattern = _best_form(weight)
+        form, pattern = best_form(weight)
         addend = node.inputs[2] if len(node.inputs) > 2 else None
         beta = node.attributes.get_float("beta", 1.0)
         if addend is None or beta == 0.0:
@@ -143,7 +143,7 @@ class RecogniseLinear(GraphPass):
         geometry = conv_geometry(node, x, (int(kernel.shape[2]), int(kernel.shape[3])))
         if isinstance(geometry, str):
             return geometry
-        form, pattern = _best_form(kernel.reshape(len(kernel), -1))
+        form, pattern = best_form(kernel.reshape(len(kernel), -1))
         bias = tuple(value for value in node.inputs[2:] if value is not None)
         op = LinearOp(layer_name(node, operand), form, ("bias",) * len(bias), geometry)
         made = make_node(op, graph, x, bias, node.outputs[0])
@@ -164,7 +164,7 @@ class RecogniseLinear(GraphPass):
         self.applied_to(layer.name or layer.op_type, pattern.reason)
 
 
-def _best_form(weight: Array) -> tuple[Weight, BlockPattern]:
+def best_form(weight: Array) -> tuple[Weight, BlockPattern]:
     """W [out, in], which may be a view, as a block-sparse matrix where it has zero blocks."""
     pattern = detect_blocks(weight)
     if pattern.is_block_sparse:

@@ -74,7 +74,7 @@ def _give_shapes(graph: ir.Graph, group: FeatureGroup, features: int) -> None:
     for value, layout in group.layouts.items():
         assert value.shape is not None
         dims = list(value.shape)
-        dims[layout.axis] = features * layout.run
+        dims[layout.axis] = layout.length(features)
         value.shape = ir.Shape(dims)
 
 
@@ -85,7 +85,7 @@ def _reshape_anew(graph: ir.Graph, node: ir.Node, layout: Layout, features: int)
     y, asked = node.outputs[0], node.inputs[1]
     assert y.shape is not None
     assert asked is not None
-    at, length = len(y.shape) + layout.axis, features * layout.run
+    at, length = len(y.shape) + layout.axis, layout.length(features)
     name = f"{node.name or 'reshape'}.shape"
     target = constant(asked)
     if target is not None:

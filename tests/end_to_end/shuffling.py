@@ -49,6 +49,39 @@ def shuffle(module: nn.Module, heads: int, seed: int = 1, stream: bool = False) 
     return module
 
 
+def shuffle_fused(module: nn.Module, heads: int, block: int, seed: int = 0) -> nn.Module:
+    """The same function of attention whose queries, keys and values are one parameter.
+
+    First all of them and the projection after them are made zero in blocks; then the features of
+    each head are shuffled. For torch's MultiheadAttention and GPT-2's c_attn.
+    """
+    rng = np.random.default_rng(seed)
+    named = dict(module.named_parameters())
+    for name, fused in named.items():
+        if not name.endswith(("in_proj_weight", "c_attn.weight")):
+            continue
+        turned = name.endswith("c_attn.weight")  # [in, out]
+        stem = name.rsplit(".", 1)[0] if not turned else name.removesuffix(".c_attn.weight")
+        after = named[f"{stem}.c_proj.weight" if turned else f"{stem}.out_proj.weight"]
+        size = min(fused.shape)
+        cells = [
+            np.concatenate(
+                [h * (size // heads) + rng.permutation(size // heads) for h in range(heads)]
+            )
+            for _ in "kv"
+        ]
+        rows = torch.from_numpy(np.concatenate([cells[0], size + cells[0], 2 * size + cells[1]]))
+        for weight, order, axis in (
+            (fused, rows, int(turned)), (after, torch.from_numpy(cells[1]), int(not turned)),
+        ):  # fmt: skip
+            mask = rng.random([side // block for side in weight.shape]) < 0.3
+            weight.data *= torch.from_numpy(np.kron(mask, np.ones((block, block)))).float()
+            weight.data = weight.data.index_select(axis, order)
+        bias = named[name.replace("weight", "bias")]
+        bias.data = torch.from_numpy(rng.standard_normal(3 * size)).float()[rows]
+    return module
+
+
 def _shuffle_stream(module: nn.Module, rng: np.random.Generator) -> None:
     """Another order of the features that run through all residual sums."""
     width = next(m for m in module.modules() if isinstance(m, nn.LayerNorm)).weight.shape[0]

@@ -20,8 +20,8 @@ ENCODER = Family(
     lambda full, batch: {"src": torch.randn(batch, 6, 64)},
 )
 EVERY = {**FAMILIES, "encoder": ENCODER}
-#: family -> linear layers and convolutions, as torch counts them
-LAYERS = {"mlp": 3, "lenet5": 5, "vit": 14, "swin": 27, "bert": 12, "llama": 14, "encoder": 4}
+#: family -> linear layers and convolutions, as torch counts them; queries, keys, values are three
+LAYERS = {"mlp": 3, "lenet5": 5, "vit": 14, "swin": 27, "bert": 12, "llama": 14, "encoder": 6}
 
 CASES = [
     ("mlp", True, False),

@@ -264,3 +264,67 @@ def test_a_product_of_a_value_with_itself_over_other_axes_blocks_it(price):
     arrays = {"w1": first, "b1": bias, "w2": second}
     step, _, _ = run(text, arrays, {"x": dense(128, 64)}, price)
     assert not step.applied
+
+
+ROTARY = """g (float[2, 24, 64] x) => (float[2, 24, 64] y) {
+    q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
+    q1 = Reshape(q0, heads)  k1 = Reshape(k0, groups)  v1 = Reshape(v0, groups)
+    q2 = Transpose <perm = [0, 2, 1, 3]> (q1)  k2 = Transpose <perm = [0, 2, 1, 3]> (k1)
+    v2 = Transpose <perm = [0, 2, 1, 3]> (v1)
+    qa, qb = Split <axis = -1, num_outputs = 2> (q2)  qm = Neg(qb)  qt = Concat <axis = -1> (qm, qa)
+    qc = Mul(q2, cos)  qs = Mul(qt, sin)  q = Add(qc, qs)
+    ka, kb = Split <axis = -1, num_outputs = 2> (k2)  km = Neg(kb)  kt = Concat <axis = -1> (km, ka)
+    kc = Mul(k2, cos)  ks = Mul(kt, sin)  k3 = Add(kc, ks)
+    k4 = Unsqueeze(k3, two)  k5 = Expand(k4, each)  k6 = Reshape(k5, repeated)
+    v4 = Unsqueeze(v2, two)  v5 = Expand(v4, each)  v = Reshape(v5, repeated)
+    k = Transpose <perm = [0, 1, 3, 2]> (k6)
+    s = MatMul(q, k)  p = Softmax <axis = -1> (s)
+    z0 = MatMul(p, v)  z1 = Transpose <perm = [0, 2, 1, 3]> (z0)  z = Reshape(z1, whole)
+    y = MatMul(z, wo)
+}"""
+
+
+def rotary(groups, each, width, order, cells):
+    """Weights [in, out] of grouped-query attention in 16x16 blocks, groups and features moved."""
+    sizes = (groups * each * width, groups * width)
+    turns = {"cos": dense(1, 1, 24, width, seed=5), "sin": dense(1, 1, 24, width, seed=6)}
+    plain = [
+        blocky((64, n), (16, 16), 0.3, seed=s) for s, n in enumerate((sizes[0], *sizes[1:] * 2))
+    ]
+    plain.append(blocky((sizes[0], 64), (16, 16), 0.3, seed=3))
+
+    def entries(run):
+        inside = np.arange(run * width).reshape(run, width)[:, cells].reshape(-1)
+        return (order[:, None] * run * width + inside).reshape(-1)
+
+    wide, narrow = entries(each), entries(1)
+    weights = [plain[0][:, wide], plain[1][:, narrow], plain[2][:, narrow], plain[3][wide]]
+    shapes = {
+        "heads": [2, 24, groups * each, width], "groups": [2, 24, groups, width], "two": [2],
+        "each": [2, groups, each, 24, width], "repeated": [2, groups * each, 24, width],
+        "whole": [2, 24, sizes[0]],
+    }  # fmt: skip
+    named = dict(zip(("wq", "wk", "wv", "wo"), weights, strict=True))
+    return named | turns | {k: np.array(v) for k, v in shapes.items()}, [w.T for w in plain]
+
+
+def blocks(layers, block):
+    return sum(BlockSparseMatrix.from_dense(w, (block, block)).nnzb for w in layers)
+
+
+def test_groups_of_queries_move_with_the_head_that_they_share(price):
+    """Rotary positions within heads, each key head read by two query heads."""
+    order = np.random.default_rng(0).permutation(16)
+    weights, plain = rotary(16, 2, 4, order, np.arange(4))
+    step, layers, _ = run(ROTARY, weights, {"x": dense(2, 24, 64)}, price)
+    assert any(note.text.startswith("another order of 16 features") for note in step.applied)
+    assert blocks([dense_weight(layer.weight) for layer in layers], 16) == blocks(plain, 16)
+
+
+def test_rotary_positions_keep_the_features_of_queries_and_keys(price):
+    """The values' features may move, those that are turned in pairs may not."""
+    weights, _ = rotary(2, 2, 64, np.arange(2), np.random.default_rng(0).permutation(64))
+    step, layers, _ = run(ROTARY, weights, {"x": dense(2, 24, 64)}, price)
+    np.testing.assert_array_equal(dense_weight(layers[0].weight).T, weights["wq"])
+    np.testing.assert_array_equal(dense_weight(layers[1].weight).T, weights["wk"])
+    assert any("its outputs keep their order" in note.text for note in step.refused)

@@ -38,10 +38,10 @@ def test_taking_features_and_reshaping_commute(case, data):
     keep = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1))))
     x = np.arange(math.prod(old)).reshape(old)
     target = list(new)
-    target[after.axis] = len(keep) * after.run
+    target[after.axis] = after.length(len(keep))
     before = np.take(x, layout.entries(keep), axis=layout.axis).reshape(target)
     np.testing.assert_array_equal(
-        before, np.take(x.reshape(new), after.entries(keep), axis=after.axis)
+        before, np.take(x.reshape(new), after.entries(keep, size), axis=after.axis)
     )
 
 
@@ -50,7 +50,7 @@ def test_taking_features_and_reshaping_commute(case, data):
 def test_a_reshape_back_leads_back(case):
     old, new, layout, size = case
     after = after_reshape(old, new, layout, size)
-    if isinstance(after, Layout) and size > 1:
+    if isinstance(after, Layout) and size > 1 and after.outer == 1:
         assert after_reshape(new, old, after, size) == layout
 
 
