@@ -1,6 +1,7 @@
 """Never slower: each model and kind of weights against our own dense form and onnxruntime.
 
-Run: python -m benchmarks.never_slower [--dtype DTYPE] [--folder DIR [--build]] [MODEL ...].
+Run: python -m benchmarks.never_slower [--dtype DTYPE] [--batch N] [--kind KIND]
+     [--folder DIR [--build]] [MODEL ...].
 Two threads, full sizes, everybody in a process of their own, in turns of back-to-back calls.
 «worst» is the best of the others over ours, the median over the turns; below one a user would
 have been better off without us. Kinds of weights that leave a model as it is, since it has no
@@ -34,7 +35,6 @@ KINDS = {
     "4x4 50%": ((4, 4), 0.5),
 }
 BATCHES = (1, 8)
-ONE_BATCH = ("bert", "wav2vec2")  # a call of eight takes most of a second
 FLOAT32 = "float32"
 SECONDS = 1.5  # of turns, five at the least
 
@@ -44,6 +44,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--dtype", default=FLOAT32, choices=(FLOAT32, "bf16", "fp16", "int8"))
+    parser.add_argument("--batch", type=int, choices=BATCHES, help="only this one")
+    parser.add_argument("--kind", choices=tuple(KINDS), help="only this kind of weights")
     parser.add_argument("--folder", type=Path, help="keep what is built here, take what is there")
     parser.add_argument("--build", action="store_true", help="build into --folder, measure nothing")
     options = parser.parse_args()
@@ -57,8 +59,9 @@ def main() -> int:
         folder: Path = options.folder or Path(home)
         folder.mkdir(parents=True, exist_ok=True)
         for name in wanted:
-            for batch in BATCHES[: 1 if name in ONE_BATCH else None]:
-                worst += rows(name, batch, options.dtype, folder, options.build)
+            for batch in (options.batch,) if options.batch else BATCHES:
+                for kind in (options.kind,) if options.kind else KINDS:
+                    worst += row(name, batch, kind, options.dtype, folder, options.build)
     if worst:
         worst.sort()
         print(f"worst of {len(worst)}: " + ", ".join(f"{label} {r:.2f}" for r, label in worst[:5]))
@@ -66,34 +69,37 @@ def main() -> int:
     return 0
 
 
-def rows(
-    name: str, batch: int, dtype: str, folder: Path, only_build: bool
+def row(
+    name: str, batch: int, kind: str, dtype: str, folder: Path, only_build: bool
 ) -> list[tuple[float, str]]:
-    """One line for each kind of weights; (worst ratio, label)."""
-    found = []
-    for kind, pattern in KINDS.items():
-        path = folder / f"{name}-{batch}-{kind.replace(' ', '-').rstrip('%')}.onnx"
-        if not built(name, batch, kind, dtype, path) or only_build:
-            continue
-        engines = {
-            "ours": ("bscompile", artifact(path, dtype)),
-            "onnxruntime": ("onnxruntime", path),
-        }
-        if pattern is not None:
-            dense = folder / f"{name}-{batch}-dense.onnx"
-            engines["our dense"] = ("bscompile", artifact(dense, dtype))
-        if dtype != FLOAT32 and built(name, batch, kind, FLOAT32, path):
-            engines["our float32"] = ("bscompile", artifact(path, FLOAT32))
-        feeds = {key: value.numpy() for key, value in MODELS[name].inputs(True, batch).items()}
-        times, _, errors = compare(engines, feeds, THREADS, SECONDS)
-        others = {label: t for label, t in times.items() if label != "ours"}
-        ratio = min(t.ratio_to(times["ours"]) for t in others.values())
-        label = f"{name} batch {batch} {kind}" + (f" {dtype}" if dtype != FLOAT32 else "")
-        cells = "  ".join(f"{label} {t.median * 1e3:8.3f}" for label, t in others.items())
-        print(f"{label:31} ours {times['ours'].median * 1e3:8.3f} ms  {cells}  worst {ratio:5.2f}"
-              f"  error {errors['ours']:.0e}", flush=True)  # fmt: skip
-        found.append((ratio, label))
-    return found
+    """One line; (worst ratio, label), or nothing where there is no such model or no time."""
+    path = place(folder, name, batch, kind)
+    if not built(name, batch, kind, dtype, path) or only_build:
+        return []
+    engines = {
+        "ours": ("bscompile", artifact(path, dtype)),
+        "onnxruntime": ("onnxruntime", path),
+    }
+    if KINDS[kind] is not None:
+        dense = place(folder, name, batch, "dense")
+        built(name, batch, "dense", dtype, dense)
+        engines["our dense"] = ("bscompile", artifact(dense, dtype))
+    if dtype != FLOAT32 and built(name, batch, kind, FLOAT32, path):
+        engines["our float32"] = ("bscompile", artifact(path, FLOAT32))
+    feeds = {key: value.numpy() for key, value in MODELS[name].inputs(True, batch).items()}
+    times, _, errors = compare(engines, feeds, THREADS, SECONDS)
+    others = {label: t for label, t in times.items() if label != "ours"}
+    ratio = min(t.ratio_to(times["ours"]) for t in others.values())
+    label = f"{name} batch {batch} {kind}" + (f" {dtype}" if dtype != FLOAT32 else "")
+    cells = "  ".join(f"{label} {t.median * 1e3:8.3f}" for label, t in others.items())
+    print(f"{label:31} ours {times['ours'].median * 1e3:8.3f} ms  {cells}  worst {ratio:5.2f}"
+          f"  error {errors['ours']:.0e}", flush=True)  # fmt: skip
+    return [(ratio, label)]
+
+
+def place(folder: Path, name: str, batch: int, kind: str) -> Path:
+    """Where a model is kept."""
+    return folder / f"{name}-{batch}-{kind.replace(' ', '-').rstrip('%')}.onnx"
 
 
 def artifact(path: Path, dtype: str) -> Path:
