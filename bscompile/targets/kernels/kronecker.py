@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-import numpy as np
-
 from bscompile.dialect import Weight
-from bscompile.dialect.precision import itemsize
 from bscompile.formats import KroneckerSum
-from bscompile.targets.base import Array, Config, HardwareSpec, Kernel, KernelTemplate, Problem
-from bscompile.targets.kernels.packing import Operands, balance, stored, widens
+from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.kronecker_packing import pack_factors
+from bscompile.targets.kernels.packing import widens
 from bscompile.targets.kernels.roofline import (
     COLLIDE,
     epilogue_units,
     even,
     lanes_of,
+    read_rate,
     registers_of,
     row_tiles,
     rows_collide,
     seconds,
     task_counts,
+    unit_seconds,
     vector_units,
 )
-from bscompile.targets.kernels.vectors import pieces
+from bscompile.targets.kernels.vectors import joined, pieces
 
-BLOCK_STEP = 1.0  # units of one multiply-add of the small dense step, broadcast included
-NEXT = 0.75  # units to go on to the next coefficient
-CHAINS = 4  # vectors of sums, fewer of which leave the multiply-adds waiting for each other
-NEAR = 0.75  # share of the nearest cache that holds what is read again
-COPY = 2.0  # units of copying a row of a block
-NEXT_ROW = 4.0  # units to go on to the next block row or column
+LOADED = 1.05  # units of a multiply-add that reads its vector
+NEXT = 0.3  # units to go on to the next coefficient
+LEAST = 1.5  # units of a coefficient, however few vectors it multiplies
+SPREAD = 0.5  # units of a coefficient that is spread by a load
+PRODUCT = 1.15  # units of one multiply-add of the small dense step, broadcast included
+BLOCK = 0.35  # units to begin such a step
+EXPOSED = 0.55  # share of the reads past the nearest cache that is not hidden
+COPY = 1.4  # units of copying a row of a block
+NEXT_ROW = 5.3  # units to go on to the next block row
+THROUGH = 1.1  # units of a vector of outputs that is kept in memory on its way
+STRAY = 2.2  # units of writing a vector to a line that others push out of the cache
 
 
 class KroneckerTemplate(KernelTemplate):
@@ -47,42 +52,35 @@ class KroneckerTemplate(KernelTemplate):
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call."""
-        rows, tasks, b_first = (
-            int(config["rows"]),
-            int(config["tasks"]),
-            config["order"] == "b_first",
-        )
+        rows, tasks = int(config["rows"]), int(config["tasks"])
+        b_first, by_rows = config["order"] == "b_first", config["split"] == "rows"
         lanes, (bh, bw), rank = lanes_of(hardware), problem.block, problem.rank
-        tiles = row_tiles(problem, rows)
+        tiles, repeats = row_tiles(problem, rows), 1 if by_rows else tasks
         block_rows, block_cols = problem.n // bh, problem.k // bw
-        by_rows = config["split"] == "rows"
-        repeats = 1 if by_rows else tasks  # each task prepares the whole tile for itself
-        waits = max(1.0, CHAINS / (rows * len(pieces(bh, lanes))))
-        step = BLOCK_STEP * waits * vector_units(bh, lanes)
-        product = rank * (rows * bw * step + NEXT_ROW)
         flat = rows * (bh if b_first else bw)
         vectors = vector_units(flat, lanes)
-        held = 4.0 * block_cols * flat * (rank if b_first else 1)
         passes = 1 if b_first else -(-rank * vectors // registers_of(hardware))
-        units = problem.nnzb * (rank * vectors + passes * NEXT) + block_rows * NEXT_ROW
-        read = 4.0 * problem.nnzb * flat * (rank if b_first else passes)
-        coefficients = float(problem.nnzb * (itemsize(problem.dtype) * rank + 4))
-        # Columns are wanted in no order, so that a cache which holds a part of them serves that.
-        near = min(1.0, NEAR * hardware.cache_bytes[0] / held)
-        traffic = [
-            (tiles * (near * read + coefficients), 0.0),
-            (tiles * (1.0 - near) * read, held),
-        ]
-        if rows_collide(hardware, problem.k, rows):
-            units += repeats * block_cols * rows * COLLIDE
-        # Sums leave block by block; the epilogue runs on full vectors of several blocks.
-        units += block_rows * rows * (len(pieces(bh, lanes)) + bh / lanes * epilogue_units(problem))
+        if b_first or rank == 1:
+            step = max(LOADED * rank * vectors + NEXT, LEAST * rank)
+        else:  # terms share what they read
+            step = rank * (vectors + SPREAD)
+        read = problem.nnzb * 4.0 * flat * (rank if b_first else passes)
+        held = 4.0 * block_cols * flat * (rank if b_first else 1)
+        units = problem.nnzb * step + passes * block_rows * NEXT_ROW
+        units += late_units(hardware, read, held)
+        product = rank * (rows * bw * PRODUCT * vector_units(bh, lanes) + BLOCK)
         if b_first:
             units += repeats * block_cols * product
         else:
-            units += repeats * block_cols * rows * COPY + block_rows * product
+            units += repeats * block_cols * rows * len(pieces(bw, lanes)) * COPY
+            units += block_rows * product
+        if rows_collide(hardware, problem.k, rows):
+            units += repeats * block_cols * rows * COLLIDE
+        units += leave_units(problem, rows, b_first, hardware)
+        # Coefficients pass by once for each tile.
+        coefficients = 8.0 * problem.nnzb * (rank // 2 + 1)
         share = even(tiles if by_rows else block_rows, tasks)
-        return seconds(hardware, share, tiles * units, traffic)
+        return seconds(hardware, share, tiles * units, [(tiles * coefficients, coefficients)])
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
         """The live coefficients and the factors."""
@@ -122,6 +120,30 @@ def configurations(problem: Problem, hardware: HardwareSpec) -> list[Config]:
     ]
 
 
+def late_units(hardware: HardwareSpec, read: float, held: float) -> float:
+    """Units that reads wait for what the nearest cache has no room for.
+
+    Args:
+        hardware: The machine.
+        read: Bytes, in no order, so that a cache which holds a part of them serves that.
+        held: Bytes they come from.
+    """
+    missed = max(0.0, 1.0 - hardware.cache_bytes[0] / held)
+    return EXPOSED * missed * read / read_rate(hardware, held, 1) / unit_seconds(hardware)
+
+
+def leave_units(problem: Problem, rows: int, b_first: bool, hardware: HardwareSpec) -> float:
+    """Units of a tile's outputs on their way from the sums to y; see kronecker_outputs.py."""
+    lanes, bh = lanes_of(hardware), problem.block[0]
+    count = problem.n / bh * rows
+    units = problem.n / lanes * rows * epilogue_units(problem)
+    if not joined(bh, rows, b_first, lanes, registers_of(hardware)):
+        units += count * len(pieces(bh, lanes)) * THROUGH
+    if rows_collide(hardware, problem.n, rows):
+        units += problem.n / lanes * rows * STRAY
+    return units
+
+
 def _tile_sizes(problem: Problem, side: int, lanes: int, registers: int) -> list[int]:
     """Rows whose flat [rows, side] fills 2 to 16 vector registers; always a single row."""
     sizes = {1}
@@ -130,25 +152,3 @@ def _tile_sizes(problem: Problem, side: int, lanes: int, registers: int) -> list
         if 1 < rows <= max(1, problem.rows) and vectors <= registers and rows * side % lanes == 0:
             sizes.add(rows)
     return sorted(sizes)
-
-
-def pack_factors(weight: KroneckerSum, tasks: int, precision: str = "float32") -> Operands:
-    """The live coefficients in block-row order and the transposed factors.
-
-    Returns:
-        coefficients [nnz, r], indices int32 [nnz], indptr int32 [m1 + 1],
-        factors [r, bw, bh], bounds int32 [tasks + 1] (block rows of each task).
-    """
-    support = weight.support
-    rows, cols = np.nonzero(support)
-    live = support.sum(axis=1)
-    coefficients: Array = np.ascontiguousarray(weight.a[:, rows, cols].T)
-    if not len(rows):  # TVM buffers have at least one element
-        coefficients, cols = np.zeros((1, weight.rank), weight.a.dtype), np.zeros(1, np.int64)
-    return (
-        ("coefficients", stored(coefficients, precision)),
-        ("indices", cols.astype(np.int32)),
-        ("indptr", np.concatenate([[0], np.cumsum(live)]).astype(np.int32)),
-        ("factors", stored(weight.b, precision).transpose(0, 2, 1).copy(order="C")),
-        ("bounds", balance(live, tasks)),
-    )

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-import numpy as np
-
 from bscompile.dialect import Weight
 from bscompile.formats import KroneckerSum
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
 from bscompile.targets.kernels.kronecker import (
     COPY,
-    NEAR,
     NEXT_ROW,
     configurations,
-    pack_factors,
+    late_units,
+    leave_units,
 )
+from bscompile.targets.kernels.kronecker_packing import pack_factor_words
 from bscompile.targets.kernels.narrow import instruction
-from bscompile.targets.kernels.packing import Operands
 from bscompile.targets.kernels.roofline import (
-    epilogue_units,
     even,
     lanes_of,
     registers_of,
@@ -27,9 +24,10 @@ from bscompile.targets.kernels.roofline import (
     seconds,
     vector_units,
 )
-from bscompile.targets.kernels.vectors import pieces
 
 ZIP = 4 / 3  # units of two vectors of sums of one term: their pairs are made by two shuffles
+PRODUCT = 0.7  # units of one input of the small dense step, half a pair, broadcast included
+ROUND = 3.0  # units of rounding a vector of x
 CHAINS = 4  # vectors of sums, fewer of which leave the instructions waiting for each other
 MOST = 8  # vectors of sums, more of which would leave no registers for what is added to them
 
@@ -76,21 +74,15 @@ class NarrowKronecker(KernelTemplate):
             passes = -(-rank * sums // registers_of(hardware))
             units = steps * max(max(rank, ZIP) * sums, CHAINS)
             read = 4.0 * steps * flat * passes
-        product = rank * (rows * (0.5 * bw * vector_units(bh, lanes) + 1.0) + NEXT_ROW)
+        product = rank * (rows * (PRODUCT * bw * vector_units(bh, lanes) + 1.0) + NEXT_ROW)
         units += block_rows * NEXT_ROW
         if b_first:
-            units += repeats * (COPY * rows * problem.k / lanes + block_cols * product)
+            units += repeats * (ROUND * rows * problem.k / lanes + block_cols * product)
         else:
             units += repeats * block_cols * rows * COPY + block_rows * product
-        # Sums leave block by block; the epilogue runs on full vectors of several blocks.
-        leave = 2 * len(pieces(bh, lanes)) + bh / lanes * (1.0 + epilogue_units(problem))
-        units += block_rows * rows * leave
-        near = min(1.0, NEAR * hardware.cache_bytes[0] / held)
+        units += late_units(hardware, read, held) + leave_units(problem, rows, b_first, hardware)
         coefficients = steps * (4.0 * terms + (4 if paired else 8))
-        traffic = [
-            (tiles * (near * read + coefficients), 0.0),
-            (tiles * (1.0 - near) * read, held),
-        ]
+        traffic = [(tiles * coefficients, coefficients)]
         share = even(tiles if by_rows else block_rows, tasks)
         return seconds(hardware, share, tiles * units, traffic, problem.dtype, 2)
 
@@ -122,46 +114,3 @@ class NarrowKronecker(KernelTemplate):
 def _paired(rank: int, b_first: bool) -> bool:
     """Whether terms are added in pairs, else columns."""
     return b_first and rank > 1
-
-
-def pack_factor_words(weight: KroneckerSum, tasks: int, *, paired: bool) -> Operands:
-    """Coefficients and factors as words of two bfloat16, the first in the low half.
-
-    Args:
-        weight: The factors.
-        tasks: Parallel tasks.
-        paired: Whether a coefficient's word holds two terms of one q, else one term of two.
-
-    Returns:
-        coefficients int32 [steps, r / 2 rounded up] or [steps, r], indices int32 [steps, 1] or
-        [steps, 2] (the q of each), indptr int32 [m1 + 1] (steps of each block row),
-        factors int32 [r, bw / 2, bh], pairs of inputs of each Bᵢ; bounds int32 [tasks + 1].
-    """
-    operands = dict(pack_factors(weight, tasks, "bfloat16"))
-    coefficients, indices, indptr = (operands[key] for key in ("coefficients", "indices", "indptr"))
-    rank, bw, bh = operands["factors"].shape
-    if paired:
-        words = np.pad(coefficients, ((0, 0), (0, rank % 2)))
-        columns = indices[:, None]
-    else:
-        live = np.diff(indptr)
-        steps = -(-live // 2)
-        starts = np.concatenate([[0], np.cumsum(steps)])
-        row = np.repeat(np.arange(len(live)), live)
-        place = np.arange(len(row)) - indptr[row]
-        step = starts[row] + place // 2
-        size = max(1, int(starts[-1]))  # TVM buffers have at least one element
-        words = np.zeros((size, rank, 2), np.uint16)
-        columns = np.zeros((size, 2), np.int32)
-        columns[step] = indices[: len(row), None]  # an odd one is paired with itself times nought
-        words[step, :, place % 2] = coefficients[: len(row)]
-        columns[step, place % 2] = indices[: len(row)]
-        indptr = starts.astype(np.int32)
-    pairs = operands["factors"].reshape(rank, bw // 2, 2, bh).transpose(0, 1, 3, 2)
-    return (
-        ("coefficients", words.reshape(len(words), -1).view(np.int32)),
-        ("indices", columns),
-        ("indptr", indptr),
-        ("factors", pairs.copy(order="C").view(np.int32).reshape(rank, bw // 2, bh)),
-        ("bounds", operands["bounds"]),
-    )

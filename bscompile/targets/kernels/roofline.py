@@ -130,14 +130,18 @@ def seconds(
         precision: What the vector work multiplies in; its peak says how long a unit takes.
         group: Inputs that one instruction multiplies for each lane.
     """
-    peak = hardware.peak_gflops["float32"]
-    if precision != "float32":  # tiles have a higher one yet, but not through vectors
-        peak = min(hardware.peak_gflops[precision], group * peak)
-    unit = 2 * group * lanes_of(hardware) / (peak * 1e9)
-    compute = units * unit / tasks
+    compute = units * unit_seconds(hardware, precision, group) / tasks
     memory = sum(read / tasks / read_rate(hardware, held, tasks) for read, held in traffic)
     launch = hardware.launch_seconds if tasks > 1 else 0.0
     return max(compute, memory) + OVERLAP * min(compute, memory) + launch
+
+
+def unit_seconds(hardware: HardwareSpec, precision: str = "float32", group: int = 1) -> float:
+    """How long a unit takes; see ``seconds``."""
+    peak = hardware.peak_gflops["float32"]
+    if precision != "float32":  # tiles have a higher one yet, but not through vectors
+        peak = min(hardware.peak_gflops[precision], group * peak)
+    return 2 * group * lanes_of(hardware) / (peak * 1e9)
 
 
 def read_rate(hardware: HardwareSpec, held: float, tasks: float) -> float:

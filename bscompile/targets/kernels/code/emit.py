@@ -295,6 +295,12 @@ def part(value: Expr, at: int, lanes: int) -> Expr:
     return tirx.Shuffle([value], [tirx.IntImm("int32", at + lane) for lane in range(lanes)])
 
 
+def joined(values: Sequence[Expr], lanes: int) -> Expr:
+    """Vectors of ``lanes`` elements each, end to end."""
+    order = [tirx.IntImm("int32", lane) for lane in range(len(values) * lanes)]
+    return T.bind(tirx.Shuffle([T.bind(value) for value in values], order))
+
+
 def constant(value: float, lanes: int) -> Expr:
     """A float32 constant in every lane."""
     return splat(T.float32(value), lanes)

@@ -23,7 +23,9 @@ from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import BFLOAT16, bfloat16_words, to_bfloat16
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
-from bscompile.targets.kernels.code.kronecker import Nest, divisor, row_parts
+from bscompile.targets.kernels.code.kronecker import Nest
+from bscompile.targets.kernels.code.kronecker_outputs import divisor
+from bscompile.targets.kernels.code.kronecker_sums import Held
 from bscompile.targets.kernels.vectors import pieces
 
 _LANES = 16  # 32-bit elements of a vector: the instruction is AVX-512's
@@ -67,6 +69,7 @@ class _Pairs(Nest):
         self.bw = 2 * self.words
         self.block_cols = problem.k // self.bw
         self.paired = self.b_first and self.rank > 1
+        self.pair = 2 if self.paired else 1
         self.terms = -(-self.rank // 2) if self.paired else self.rank
 
     def generate(self) -> Any:
@@ -84,13 +87,13 @@ class _Pairs(Nest):
         whole = _LANES if self.paired else 2 * _LANES
         return -(-flat // whole) * whole
 
-    def _buffers(self, rows: int) -> tuple[Buffer, Buffer]:
+    def _buffers(self, rows: int, turn: int) -> tuple[Buffer, Buffer]:
         """What the sum over q reads of a tile; rounded x (B first), or U (A first)."""
         width = self._width(rows)
         if self.b_first:
             middle = T.sblock_alloc_buffer((rows, self.problem.k + _ROW_PAD), "uint16")
         else:
-            middle = T.sblock_alloc_buffer((self.rank, width), "uint16")
+            middle = T.sblock_alloc_buffer((turn * self.rank, width), "uint16")
         if self.paired:
             return T.sblock_alloc_buffer((self.block_cols, self.terms * width), "int32"), middle
         return T.sblock_alloc_buffer((self.block_cols, width), "uint16"), middle
@@ -127,10 +130,6 @@ class _Pairs(Nest):
                     value = emit.load(args.x, row + g * group + r, q * self.bw + at, lanes=size)
                     to = (g * group + r) * self.bw + at
                     emit.store(prepared, to_bfloat16(value, size), q, to, lanes=size)
-
-    def _group(self, rows: int) -> int:
-        vectors = len(pieces(self.bh, _LANES)) * (2 if self.paired else 1)
-        return divisor(rows, max(1, _CHAINS // vectors))
 
     def _products(
         self, args: Arguments, rows: int, q: Expr, prepared: Buffer, rounded: Buffer
@@ -208,25 +207,17 @@ class _Pairs(Nest):
                 step(c)
         return sums
 
-    def _sum_products(
-        self, args: Arguments, rows: int, p: Expr, local: Expr, prepared: Buffer, outputs: Buffer
-    ) -> None:
-        """outputs[r, local, :] = Σ_q Σᵢ Aᵢ[p, q] prepared[q, i, r, :]."""
+    def _sum_products(self, args: Arguments, rows: int, p: Expr, prepared: Buffer) -> Held:
         if self.paired:
             sums = self._sum_terms(args, rows, p, prepared)
         else:
             (sums,) = self._sum_columns(args, rows, p, prepared, (0,))
-        for position, value in zip(range(0, rows * self.bh, _LANES), sums, strict=False):
-            size = min(_LANES, rows * self.bh - position)
-            for part, lanes in row_parts(position, size, self.bh):
-                r, d = divmod(part, self.bh)
-                picked = _lanes_of(value, part - position, lanes)
-                emit.store(outputs, picked, r, local * self.bh + d, lanes=lanes)
+        return lambda at, size: _lanes_of(sums[at // _LANES], at % _LANES, size)
 
     def _sum_inputs(
-        self, args: Arguments, rows: int, p: Expr, prepared: Buffer, middle: Buffer
+        self, args: Arguments, rows: int, p: Expr, local: Expr, prepared: Buffer, middle: Buffer
     ) -> None:
-        """middle[i, :] = Σ_q Aᵢ[p, q] prepared[q, :]; terms share what they read."""
+        """middle[local, i, :] = Σ_q Aᵢ[p, q] prepared[q, :]; terms share what they read."""
         together = max(1, self.registers // (self._width(rows) // _LANES))
         for first in range(0, self.rank, together):
             terms = range(first, min(self.rank, first + together))
@@ -235,27 +226,21 @@ class _Pairs(Nest):
                 for i, vectors in zip(terms, sums, strict=True):
                     for v, value in enumerate(vectors):
                         narrow = to_bfloat16(value, _LANES)
-                        emit.store(middle, narrow, i, v * _LANES, lanes=_LANES)
+                        emit.store(middle, narrow, local * self.rank + i, v * _LANES, lanes=_LANES)
 
     def _times_factors(
-        self, args: Arguments, rows: int, local: Expr, middle: Buffer, outputs: Buffer
-    ) -> None:
-        """outputs[r, local, :] = Σᵢ middle[i, r, :] Bᵢᵀ."""
-        group = self._group(rows)
-        with T.serial(0, T.int64(rows // group)) as g, emit.opaque():
-            held = None
-            for i in range(self.rank):
+        self, args: Arguments, count: int, group: int, g: Expr, local: Expr, middle: Buffer
+    ) -> list[Buffer]:
+        held = None
+        for i in range(self.rank):
 
-                def word(r: int, c: Any, size: int, i: int = i) -> Expr:
-                    at = (g * group + r) * self.bw + 2 * c
-                    return BFLOAT16.splat(middle, T.int64(i), at, size)
+            def word(r: int, c: Any, size: int, i: int = i) -> Expr:
+                at = (g * group + r % group) * self.bw + 2 * c
+                return BFLOAT16.splat(middle, (local + r // group) * self.rank + i, at, size)
 
-                (held,) = self._times(args, group, (i,), local, word, held)
-            assert held is not None
-            for r, acc in enumerate(held):
-                for at, size in pieces(self.bh, _LANES):
-                    value = emit.load(acc, at, lanes=size)
-                    emit.store(outputs, value, g * group + r, local * self.bh + at, lanes=size)
+            (held,) = self._times(args, count * group, (i,), local, word, held)
+        assert held is not None
+        return held
 
     def _sum_terms(self, args: Arguments, rows: int, p: Expr, prepared: Buffer) -> list[Expr]:
         """Σ_q Σᵢ Aᵢ[p, q] prepared[q, i, :], the terms in pairs; a vector of each 16 elements."""
