@@ -130,6 +130,29 @@ def test_kronecker_blocks(machine, block, rank, density, rng):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("block", "rank", "epilogue"), [((8, 8), 2, ("bias",)), ((4, 6), 1, ("bias", "gelu"))]
+)
+def test_factors_in_every_tile_order_and_split(machine, block, rank, epilogue, rng):
+    """Small integers show every wrong index. Nine block rows leave one over, however joined."""
+    live = rng.random((9, 7)) < 0.4
+    live[[0, 5]] = False
+    a = rng.integers(-2, 3, (rank, *live.shape)) * live
+    weight = KroneckerSum(a.astype(np.float32), rng.integers(-2, 3, (rank, *block)).astype("f4"))
+    op = LinearOp("layer", weight, epilogue)
+    x = rng.integers(-2, 3, (19, op.shape[1])).astype(np.float32)
+    tensors = epilogue_tensors(rng, op.epilogue, 19, op.shape[0])
+    want = evaluate(op, x, tensors)
+    problem = problem_of(op, 19, np.dtype(np.float32))
+    space = machine.template("kronecker").space(problem, machine.hardware)
+    different = {(c["rows"], c["order"], c["split"]): c for c in space}
+    assert len(different) >= 8
+    for config in different.values():
+        got = build_kernel(machine, "kronecker", op, 19, config)(x, tensors)
+        assert_close(got, want, np.float32, op.shape[1], what=str(config))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("epilogue", EPILOGUES)
 def test_epilogues(machine, name, epilogue, rng):

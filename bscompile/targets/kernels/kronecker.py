@@ -35,6 +35,7 @@ EXPOSED = 0.55  # share of the reads past the nearest cache that is not hidden
 COPY = 1.4  # units of copying a row of a block
 NEXT_ROW = 5.3  # units to go on to the next block row
 THROUGH = 1.1  # units of a vector of outputs that is kept in memory on its way
+_ZMM = 16  # elements of the vectors whose unit those of scalars are told in
 STRAY = 2.2  # units of writing a vector to a line that others push out of the cache
 
 
@@ -60,13 +61,14 @@ class KroneckerTemplate(KernelTemplate):
         flat = rows * (bh if b_first else bw)
         vectors = vector_units(flat, lanes)
         passes = 1 if b_first else -(-rank * vectors // registers_of(hardware))
+        scalar = _ZMM / lanes  # what is not done in vectors takes the same time whatever their size
         if b_first or rank == 1:
-            step = max(LOADED * rank * vectors + NEXT, LEAST * rank)
+            step = max(LOADED * rank * vectors + NEXT * scalar, LEAST * rank * scalar)
         else:  # terms share what they read
-            step = rank * (vectors + SPREAD)
+            step = rank * (vectors + SPREAD * scalar)
         read = problem.nnzb * 4.0 * flat * (rank if b_first else passes)
         held = 4.0 * block_cols * flat * (rank if b_first else 1)
-        units = problem.nnzb * step + passes * block_rows * NEXT_ROW
+        units = problem.nnzb * step + passes * block_rows * NEXT_ROW * scalar
         units += late_units(hardware, read, held)
         product = rank * (rows * bw * PRODUCT * vector_units(bh, lanes) + BLOCK)
         if b_first:

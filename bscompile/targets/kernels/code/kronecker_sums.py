@@ -3,8 +3,8 @@
 It is bound by loads, one vector for each multiply-add. So a coefficient is not spread over a
 register by a load of its own. It comes with its q, or with another one, in a word of 64 bits
 through a general register, and the vectors have the ports for loads to themselves: 4.5 cycles of
-a Zen 4 for four vectors, of which the loads alone take 4.5, instead of 5.1. Where terms share what
-they read, loads are few, and spreading in registers would only take ports from the multiply-adds.
+a Zen 4 for four vectors, which their loads alone take, instead of 5.1. Where terms share what they
+read, loads are few, and spreading in registers would only take ports from the multiply-adds.
 """
 
 from __future__ import annotations
@@ -73,9 +73,12 @@ def weighted_sums(
     together = chains // spread  # q's side by side for the others
     every = [[Sum(width, lanes) for _ in range(count)] for _ in range(spread * together)]
 
+    # Where a coefficient multiplies one vector, or several terms share one, loads are few enough.
+    through_words = count == 1 and (width > lanes or len(terms) > 1)
+
     def accumulate(place: int, index: Expr) -> None:
         j = T.bind(T.cast(index, "int64"))
-        q, coefficients = _read(steps, j, [i for i, *_ in terms], count == 1)
+        q, coefficients = _read(steps, j, [i for i, *_ in terms], through_words)
         values: dict[tuple[int, int], Expr] = {}
         taken = [0] * count
         for a, (_, offset, s) in zip(coefficients, terms, strict=True):
