@@ -6,7 +6,8 @@ checks.py     structure, names, NaN       order.py   topological order, cycles
 dimensions.py lengths for symbolic dimensions
 normalise.py  onnx's checker, inliner, version converter, shape inference on the skeleton
 name_dimensions.py  symbolic sizes by what they are; target_shapes.py has the rules
-spell_out.py  operators that ONNX defines by functions and no target has a kernel for
+spell_out.py  operators that no target has a kernel for, as functions of simpler ones;
+              microsoft_operators.py and microsoft_attention.py have those of onnxruntime
 unroll_recurrent.py  LSTM, GRU and RNN of a fixed number of steps
 attach.py     the onnx_ir model with its weights again
 """

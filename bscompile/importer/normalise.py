@@ -19,7 +19,7 @@ from bscompile.dialect import DOMAIN
 from bscompile.errors import ModelError
 from bscompile.importer.name_dimensions import name_dimensions
 from bscompile.importer.skeleton import Tensors
-from bscompile.importer.spell_out import spell_out
+from bscompile.importer.spell_out import spell_out, spell_out_microsoft
 from bscompile.importer.text import one_line
 from bscompile.importer.unroll_recurrent import unroll_recurrent
 from bscompile.passes.graph import nbytes_of
@@ -64,7 +64,7 @@ def normalise(skeleton: onnx.ModelProto) -> onnx.ModelProto:
                 f"opset {opset} cannot be raised to {LOWEST_OPSET_AFTER_IMPORT}: {one_line(error)}",
                 hint=f"export with opset_version={LOWEST_OPSET_AFTER_IMPORT}",
             ) from None
-    skeleton = _infer_shapes(skeleton)
+    skeleton = _infer_shapes(spell_out_microsoft(skeleton))
     unrolled = unroll_recurrent(skeleton)
     skeleton = skeleton if unrolled is None else _infer_shapes(unrolled)
     spelled = spell_out(skeleton)

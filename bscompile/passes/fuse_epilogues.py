@@ -143,8 +143,6 @@ def _named_activation(node: ir.Node) -> str | None:
         return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
     if is_op(node, "Swish"):
         return "silu" if node.attributes.get_float("alpha", 1.0) == 1.0 else None
-    if node.domain == "com.microsoft" and len(node.inputs) == 1:
-        return {"Gelu": "gelu", "FastGelu": "gelu_tanh"}.get(node.op_type)
     return None
 
 

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 Converter = Callable[["NodeView"], Any]
 
 #: TVM keeps operators of com.microsoft in the same map as the standard ones.
-_MICROSOFT = ("Attention", "BiasGelu", "EmbedLayerNormalization", "FastGelu", "Gelu",
-              "MatMulInteger16", "SkipLayerNormalization")  # fmt: skip
+_MICROSOFT = ("EmbedLayerNormalization", "MatMulInteger16")
 #: Entries of TVM's map that are no operators of the standard domain, or are wrong for it.
 _NOT_STANDARD = (
     "AllClassNMS",
