@@ -182,3 +182,10 @@ def test_tasks_share_what_the_memory_gives(context):
     hardware = replace(context.hardware, core_memory_gbps=20.0)
     assert [hardware.memory_rate(tasks) for tasks in (1, 1.25, 2, 8)] == [20, 25, 30, 30]
     assert context.hardware.memory_rate(1) == 30
+
+
+@pytest.mark.parametrize(("rows", "template"), [(128, "outputs"), (1024, "rows")])
+def test_an_input_larger_than_the_reach_of_addresses_is_read_in_order(context, rows, template):
+    """BERT's second feed-forward layer: 1.6 MB of x for one sequence, 12 MB for eight."""
+    op = LinearOp("layer", block_sparse((768, 3040), (16, 16), 0.1))
+    assert plan(op, rows, FLOAT, context).template == f"block_sparse_{template}"

@@ -19,6 +19,7 @@ from bscompile.targets.kernels.roofline import (
     lanes_of,
     registers_of,
     row_tiles,
+    scattered,
     seconds,
     store_units,
     task_counts,
@@ -66,13 +67,16 @@ class BlockSparseOutputs(KernelTemplate):
         share = even(tiles if by_rows else block_rows, tasks)
         weight_bytes = float(problem.nnzb * (itemsize(problem.dtype) * bh * bw + 4))
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
-        x_held = 4.0 * problem.k * (problem.rows / tasks if by_rows else problem.rows)
+        x_total = 4.0 * problem.k * problem.rows
+        x_held = x_total / tasks if by_rows else x_total
         x_bytes = 4.0 * problem.nnzb * problem.rows * max(bw, 16)  # a cache line at least
         if config["outer"] == "rows":
             traffic = [(weight_bytes * tiles, weight_held), (x_bytes, 4.0 * problem.k * rows)]
+            x_bytes = x_total * (1 if by_rows else tasks)  # from beyond the tile, once
         else:
             repeats = tasks if by_rows else 1
             traffic = [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
+        traffic.append(scattered(hardware, x_bytes, x_total, 4.0 * bw))
         return seconds(hardware, share, tiles * units, traffic)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:

@@ -20,6 +20,9 @@ COLLIDE = 10.0  # units of reading an element whose line has been evicted
 TILE = 25.0  # units to set up and leave a register tile
 OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
 LOAD = 1.3  # units of reading a vector
+LINE = 64  # bytes of a cache line
+REACH = 8 << 20  # bytes of a tensor of which any line is as near as the next
+SCATTERED = 15.0  # times as long as in a stream that a line beyond takes in addition
 SPREAD = 1.4  # units of a multiply-add on several inputs that are spread over a register first
 
 # Units per vector of outputs.
@@ -142,6 +145,24 @@ def unit_seconds(hardware: HardwareSpec, precision: str = "float32", group: int 
     if precision != "float32":  # tiles have a higher one yet, but not through vectors
         peak = min(hardware.peak_gflops[precision], group * peak)
     return 2 * group * lanes_of(hardware) / (peak * 1e9)
+
+
+def scattered(hardware: HardwareSpec, read: float, total: float, run: float) -> tuple[float, float]:
+    """The traffic that single lines of a tensor cost beyond their bytes, as ``seconds`` takes it.
+
+    Up to ``REACH`` they come as fast as a stream. Beyond, neither does the prefetcher foresee them
+    nor does the processor keep the addresses of so many pages: a Zen 4 core reads lines all over
+    8, 16, 32 and 64 MB in pages of 4 KB at 70, 25, 8 and 4 GB/s, and streams at 27 or more.
+
+    Args:
+        hardware: The machine.
+        read: Bytes read by all tasks together.
+        total: Bytes of the tensor.
+        run: Bytes that are read in one place, such as a row of a block.
+    """
+    beyond = max(0.0, 1.0 - REACH / total) if total else 0.0
+    lines = max(1.0, run / LINE)
+    return read * beyond * SCATTERED / lines, 0.5 * hardware.cache_bytes[-1]
 
 
 def read_rate(hardware: HardwareSpec, held: float, tasks: float) -> float:
