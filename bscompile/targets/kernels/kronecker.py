@@ -28,7 +28,7 @@ from bscompile.targets.kernels.vectors import joined, pieces
 LOADED = 1.05  # units of a multiply-add that reads its vector
 NEXT = 0.3  # units to go on to the next coefficient
 LEAST = 1.5  # units of a coefficient, however few vectors it multiplies
-SPREAD = 0.5  # units of a coefficient that is spread by a load
+SPREAD = 0.7  # units of a coefficient that is spread by a load
 PRODUCT = 1.15  # units of one multiply-add of the small dense step, broadcast included
 BLOCK = 0.35  # units to begin such a step
 EXPOSED = 0.55  # share of the reads past the nearest cache that is not hidden
