@@ -100,6 +100,19 @@ def test_functions(machine, name, lanes):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_exp_of_a_negative_is_right_beside_one(machine, lanes):
+    x = -np.abs(inputs())
+    x[:6] = [np.nan, -np.inf, 0.0, -0.0, -86.9, -87.0]
+    got = run(machine, "exp_of_negative", x, lanes).astype(np.float64)
+    assert np.isnan(got[0])
+    assert (got[1], got[5]) == (0, 0)
+    x = np.maximum(x[1:].astype(np.float64), -100)
+    want = np.where(x < np.float32(-86.98), 0, np.exp(x))
+    assert (np.abs(got[1:] - want) <= want * (2e-7 + 1e-7 * np.abs(x))).all()
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_a_large_negative_input_gives_exactly_zero(machine):
     x = np.full(COUNT, -1e4, np.float32)
     for name in ("gelu", "gelu_tanh", "silu"):

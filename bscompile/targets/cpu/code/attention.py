@@ -25,7 +25,8 @@ from bscompile.targets.cpu.code.tensors import (
 )
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
-from bscompile.targets.kernels.code.vector_math import exp
+from bscompile.targets.kernels.code.transpose import transposed
+from bscompile.targets.kernels.code.vector_math import exp_of_negative
 from bscompile.targets.kernels.vectors import pieces
 
 if TYPE_CHECKING:
@@ -146,10 +147,22 @@ class Nest:
         emit.store(passing[-1], weight, r, at, lanes=self.lanes)
 
     def _pack(self, kept: list[Buffer], batch: Expr, head: Expr) -> None:
-        """K -> [d, t]."""
+        """K -> [d, t]: in squares where d is what lies side by side."""
         (columns,) = kept
-        with T.serial(0, T.int64(self.keys)) as t, T.serial(0, T.int64(self.inner)) as d:
-            T.buffer_store(columns, self.k.load(b=batch, h=head, t=t, d=d), [d, t])
+        lanes, here = self.lanes, {"b": batch, "h": head}
+        by_squares = self.k.tensor.axes[-1] == "d" and self.inner >= lanes
+        squares = T.floordiv(T.int64(self.keys), T.int64(lanes)) if by_squares else T.int64(0)
+        if by_squares:
+            parts = -(-self.inner // lanes)
+            with T.serial(0, squares) as group, T.serial(0, T.int64(parts)) as part, emit.opaque():
+                t = T.bind(group * lanes)
+                d = T.bind(T.min(part * lanes, T.int64(self.inner - lanes)))
+                rows = [self.k.load(lanes, **here, t=t + r, d=d) for r in range(lanes)]
+                for i, column in enumerate(transposed(rows)):
+                    emit.store(columns, column, d + i, t, lanes=lanes)
+        rest = emit.loop(squares * lanes, T.int64(self.keys))
+        with rest as t, T.serial(0, T.int64(self.inner)) as d:
+            T.buffer_store(columns, self.k.load(**here, t=t, d=d), [d, t])
 
     def _clear_padding(self, columns: Buffer) -> None:
         T.buffer_store(columns, T.float32(0), [0, 0])
@@ -202,24 +215,36 @@ class Nest:
                 for acc in partial:
                     emit.store(acc, emit.constant(value, lanes), 0, lanes=lanes)
 
+            vectors = T.floordiv(T.int64(self.padded), T.int64(lanes))
+            start(-math.inf)
+
+            def raise_tops(i: Expr, masks: list[Expr]) -> None:
+                for r, acc, mask in zip(queries, partial, masks or [None] * group, strict=True):
+                    score = emit.load(scores, r, i * lanes, lanes=lanes)
+                    if mask is not None:
+                        score = T.bind(score + mask)
+                        emit.store(scores, score, r, i * lanes, lanes=lanes)
+                    largest = T.max(emit.load(acc, 0, lanes=lanes), score)
+                    emit.store(acc, largest, 0, lanes=lanes)
+
+            whole = T.floordiv(T.int64(self.keys), T.int64(lanes))
+            with T.serial(0, whole) as i:
+                raise_tops(i, self._masks(where, i * lanes, lanes))
             if self.mask is not None:
-                self._add_mask(scores, queries, where)
+                with T.serial(whole * lanes, T.int64(self.keys)) as t:
+                    for r, mask in zip(queries, self._masks(where, t, 1), strict=True):
+                        T.buffer_store(scores, scores[r, t] + mask, [r, t])
             with T.serial(T.int64(self.keys), T.int64(self.padded)) as t:
                 for r in queries:
                     T.buffer_store(scores, T.float32(-math.inf), [r, t])
-            vectors = T.floordiv(T.int64(self.padded), T.int64(lanes))
-            start(-math.inf)
-            with T.serial(0, vectors) as i:
-                for r, acc in zip(queries, partial, strict=True):
-                    score = emit.load(scores, r, i * lanes, lanes=lanes)
-                    largest = T.max(emit.load(acc, 0, lanes=lanes), score)
-                    emit.store(acc, largest, 0, lanes=lanes)
+            with emit.loop(whole, vectors) as i:
+                raise_tops(i, [])
             tops = [across(acc, lanes, T.max) for acc in partial]
             start(0.0)
             with T.serial(0, vectors) as i:
                 for r, acc, top in zip(queries, partial, tops, strict=True):
                     score = emit.load(scores, r, i * lanes, lanes=lanes)
-                    power = exp(score - emit.splat(top, lanes), lanes)
+                    power = exp_of_negative(score - emit.splat(top, lanes), lanes)
                     self._weigh(passing, power, r, i * lanes)
                     total = emit.load(acc, 0, lanes=lanes) + power
                     emit.store(acc, total, 0, lanes=lanes)
@@ -232,23 +257,16 @@ class Nest:
                         with T.serial(0, vectors) as i:
                             self._weigh(passing, emit.constant(0.0, lanes), r, i * lanes)
 
-    def _add_mask(self, scores: Buffer, queries: list[Expr], where: list[dict[str, Expr]]) -> None:
-        assert self.mask is not None
+    def _masks(self, where: list[dict[str, Expr]], t: Expr, lanes: int) -> list[Expr]:
+        """What the mask adds to ``lanes`` scores of each query; nothing where there is none."""
+        if self.mask is None:
+            return []
         mask = self.mask
+        size = 1 if mask.tensor.size("t") == 1 else lanes
         shared = mask.tensor.size("s") == 1
-        lanes = 1 if mask.tensor.size("t") == 1 else self.lanes
-
-        def add(t: Expr, size: int) -> None:
-            values = [T.bind(mask.load(size, t=t, **w)) for w in (where[:1] if shared else where)]
-            for i, r in enumerate(queries):
-                value = emit.load(scores, r, t, lanes=size) + values[0 if shared else i]
-                emit.store(scores, value, r, t, lanes=size)
-
-        whole = T.floordiv(T.int64(self.keys), T.int64(lanes))
-        with T.serial(0, whole) as i:
-            add(i * lanes, lanes)
-        with T.serial(whole * lanes, T.int64(self.keys)) as t:
-            add(t, 1)
+        different = where[:1] if shared else where
+        values = [T.bind(emit.splat(mask.load(size, t=t, **w), lanes // size)) for w in different]
+        return values * (len(where) // len(values))
 
     def _outputs(
         self,

@@ -16,10 +16,11 @@ from tvm.script.ir_builder import tirx as T
 from bscompile.targets.cpu.code.tensors import Argument, Size, Tensor, across, function, in_rows
 from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.emit import Buffer, Expr
-from bscompile.targets.kernels.code.vector_math import exp
+from bscompile.targets.kernels.code.vector_math import exp_of_negative
 
 #: Rows times width below which a second thread costs more than it saves.
 PARALLEL_ELEMENTS = 8192
+_CHAINS = 4  # partial results side by side: an addition waits three cycles for the one before
 
 
 _LEADING = "ijklmnop"
@@ -38,7 +39,7 @@ def softmax(shape: tuple[Size, ...], *, lanes: int, tasks: int) -> Any:
             top = row_loop.fold(lambda n, c: source.load(n, r=r, c=c), T.max, -math.inf)
 
             def power(n: int, c: Expr) -> Expr:
-                value = exp(source.load(n, r=r, c=c) - emit.splat(top, n), n)
+                value = exp_of_negative(source.load(n, r=r, c=c) - emit.splat(top, n), n)
                 target.store(value, n, r=r, c=c)
                 return value
 
@@ -145,7 +146,7 @@ class _Rows:
         def task(p: Expr) -> None:
             first, last = emit.share(T.int64(self.count), p, self.tasks)
             with T.serial(first, last) as r, emit.opaque():
-                self.partial = emit.accumulators(1, 2 * self.lanes)[0]
+                self.partial = emit.accumulators(1, _CHAINS * self.lanes)[0]
                 one(r)
 
         emit.parallel_tasks(self.tasks, task)
@@ -166,23 +167,23 @@ class _Rows:
     ) -> Expr:
         """All elements of the row combined into one number."""
         lanes, partial = self.lanes, self.partial
-        for half in range(2):
-            emit.store(partial, emit.constant(neutral, lanes), half * lanes, lanes=lanes)
+        for chain in range(_CHAINS):
+            emit.store(partial, emit.constant(neutral, lanes), chain * lanes, lanes=lanes)
 
-        def take(half: int, column: Expr, size: int) -> None:
-            so_far = emit.load(partial, half * lanes, lanes=size)
+        def take(chain: int, column: Expr, size: int) -> None:
+            so_far = emit.load(partial, chain * lanes, lanes=size)
             value = T.bind(element(size, column))
-            emit.store(partial, combine(so_far, value), half * lanes, lanes=size)
+            emit.store(partial, combine(so_far, value), chain * lanes, lanes=size)
 
-        pairs = self._vectors(2)
-        with T.serial(0, pairs) as i:
-            for half in range(2):
-                take(half, i * (2 * lanes) + half * lanes, lanes)
-        with T.serial(pairs * 2, self._vectors(1)) as i:
+        rounds = self._vectors(_CHAINS)
+        with T.serial(0, rounds) as i:
+            for chain in range(_CHAINS):
+                take(chain, (i * _CHAINS + chain) * lanes, lanes)
+        with T.serial(rounds * _CHAINS, self._vectors(1)) as i:
             take(0, i * lanes, lanes)
         with T.serial(self._vectors(1) * lanes, T.int64(self.width)) as c:
             take(1, c, 1)
-        return across(partial, 2 * lanes, combine)
+        return across(partial, _CHAINS * lanes, combine)
 
     def _vectors(self, group: int) -> Expr:
         return T.floordiv(T.int64(self.width), T.int64(self.lanes * group))

@@ -22,6 +22,17 @@ _EXP = (1.0, 1.0, 0.5, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981
 _EXP_LOW, _EXP_HIGH = -86.98, 88.7228317  # about 2**-125.5 and float32's largest
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # n * high is exact for |n| < 2**12
 
+# 2**r on |r| <= 1 / 2, minimax to 8e-8, lowest power first.
+_EXP2 = (
+    1.0000000717,
+    0.69314696706,
+    0.24022119721,
+    0.055507132751,
+    9.6755415026e-3,
+    1.3276471959e-3,
+)
+_ONE_BITS = 0x3F800000
+
 # erf(x) = x p(x²) / q(x²) on |x| <= 3.744, beyond which erf rounds to one; lowest power first.
 _ERF_P = (
     1.128379143519084,
@@ -41,6 +52,20 @@ _ERF_Q = (
 )
 _ERF_END = 3.7439211627767994
 
+
+# Φ(-a) = 1 / p(a)⁸ with an error of 1.3e-7 of max(1, 1 / a); lowest power first. So much less than
+# erf takes, since nothing has to be cut but where p(a)⁸ is infinite, and the rest exactly zero.
+_TAIL = (
+    1.09050595,
+    1.087903012e-1,
+    4.867074091e-2,
+    9.800267343e-3,
+    4.989116929e-4,
+    5.432577349e-4,
+    -6.760054445e-5,
+    1.895206289e-5,
+)
+_TAIL_END = 30.0
 
 # 1.5 * 2**23: float32 around it are whole numbers, so adding it rounds to nearest even, and the low
 # bits of the sum are the whole number in two's complement. (Taking it away again in float32 would
@@ -91,6 +116,24 @@ def exp(x: Expr, lanes: int) -> Expr:
     return T.bind(T.Select(x < constant(_EXP_LOW, lanes), constant(0.0, lanes), value))
 
 
+def exp_of_negative(x: Expr, lanes: int) -> Expr:
+    """exp(x) of x <= 0 for weights beside one of 1, as of a softmax, in two thirds of the time.
+
+    Relative error 2e-7 + |x| 1e-7: a weight e**-10 is right to 1e-6 of itself, 1e-10 of the sum.
+    0 below -86.98.
+    """
+    x = T.bind(x)
+    power = T.bind(x * constant(math.log2(math.e), lanes))
+    cut = T.bind(T.max(constant(_EXP_LOW * math.log2(math.e), lanes), power))  # this keeps NaN
+    bits = T.bind(T.reinterpret(_dtype("int32", lanes), cut + constant(_WHOLE, lanes)))
+    whole = T.cast(bits - splat(T.int32(_WHOLE_BITS), lanes), _dtype("float32", lanes))
+    value = _polynomial(T.bind(cut - whole), _EXP2, lanes)
+    # The shift drops all of _WHOLE_BITS.
+    bits = T.shift_left(bits, splat(T.int32(23), lanes)) + splat(T.int32(_ONE_BITS), lanes)
+    value = value * T.reinterpret(_dtype("float32", lanes), bits)
+    return T.bind(T.Select(x < constant(_EXP_LOW, lanes), constant(0.0, lanes), value))
+
+
 def erf(x: Expr, lanes: int) -> Expr:
     """The error function."""
     x = T.bind(x)
@@ -120,10 +163,13 @@ def relu(x: Expr, lanes: int) -> Expr:
 
 
 def gelu(x: Expr, lanes: int) -> Expr:
-    """Gaussian error linear unit x Φ(x), by erf."""
+    """Gaussian error linear unit x Φ(x) = max(x, 0) - |x| Φ(-|x|)."""
     x = T.bind(x)
-    half = T.bind(constant(0.5, lanes) * x)
-    return half + half * erf(x * constant(math.sqrt(0.5), lanes), lanes)
+    size = T.bind(T.min(constant(_TAIL_END, lanes), T.fabs(x)))
+    power = _polynomial(size, _TAIL, lanes)
+    for _ in range(3):
+        power = T.bind(power * power)
+    return relu(x, lanes) - size / power
 
 
 def gelu_tanh(x: Expr, lanes: int) -> Expr:
