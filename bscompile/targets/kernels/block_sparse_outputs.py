@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from math import inf
 
 import numpy as np
 
@@ -70,14 +71,20 @@ class BlockSparseOutputs(KernelTemplate):
         x_total = 4.0 * problem.k * problem.rows
         x_held = x_total / tasks if by_rows else x_total
         x_bytes = 4.0 * problem.nnzb * problem.rows * max(bw, 16)  # a cache line at least
+        traffic: list[tuple[float, float]] = []
+        streamed: list[tuple[float, float]] = []
         if config["outer"] == "rows":
-            traffic = [(weight_bytes * tiles, weight_held), (x_bytes, 4.0 * problem.k * rows)]
+            weights = (weight_bytes * tiles, weight_held)
+            (streamed if tiles > 1 else traffic).append(weights)
+            traffic.append((x_bytes, 4.0 * problem.k * rows))
             x_bytes = x_total * (1 if by_rows else tasks)  # from beyond the tile, once
         else:
             repeats = tasks if by_rows else 1
-            traffic = [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
+            traffic += [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
         traffic.append(scattered(hardware, x_bytes, x_total, 4.0 * bw))
-        return seconds(hardware, share, tiles * units, traffic)
+        if not by_rows:  # the layer before left most of x in other cores' caches
+            traffic.append((x_total * (tasks - 1), inf))
+        return seconds(hardware, share, tiles * units, traffic, streamed=streamed)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
         """Block rows, as block_sparse_rows reads them, too."""

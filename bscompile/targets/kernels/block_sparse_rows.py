@@ -26,7 +26,7 @@ class BlockSparseRows(KernelTemplate):
 
     def cost(self, problem: Problem, config: Config, hardware: HardwareSpec) -> float:
         """Expected seconds of one call."""
-        return expected_seconds(problem, config, hardware)
+        return expected_seconds(problem, config, hardware, ahead=True)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
         """Block rows, as block_sparse_outputs reads them, too."""

@@ -19,6 +19,7 @@ LOOP = 6.0  # units to fetch an index and start over
 COLLIDE = 10.0  # units of reading an element whose line has been evicted
 TILE = 25.0  # units to set up and leave a register tile
 OVERLAP = 0.3  # share of the shorter of work and traffic that is not hidden
+STREAMED = 0.05  # the same of what is read from front to back beside much work
 LOAD = 1.3  # units of reading a vector
 LINE = 64  # bytes of a cache line
 REACH = 8 << 20  # bytes of a tensor of which any line is as near as the next
@@ -30,7 +31,7 @@ _STEPS = {
     "bias": 1.0,
     "residual": 2.0,
     "relu": 1.0,
-    "gelu": 21.0,
+    "gelu": 13.0,
     "gelu_tanh": 22.0,
     "silu": 18.0,
     "hard_swish": 4.0,
@@ -121,6 +122,7 @@ def seconds(
     traffic: Sequence[tuple[float, float]],
     precision: str = "float32",
     group: int = 1,
+    streamed: Sequence[tuple[float, float]] = (),
 ) -> float:
     """Expected time of a kernel.
 
@@ -132,11 +134,17 @@ def seconds(
             tensor; the set decides which cache it comes from.
         precision: What the vector work multiplies in; its peak says how long a unit takes.
         group: Inputs that one instruction multiplies for each lane.
+        streamed: As ``traffic``, but read from front to back beside much work, which hides it.
     """
     compute = units * unit_seconds(hardware, precision, group) / tasks
-    memory = sum(read / tasks / read_rate(hardware, held, tasks) for read, held in traffic)
+    exposed, hidden = (
+        sum(read / tasks / read_rate(hardware, held, tasks) for read, held in part)
+        for part in (traffic, streamed)
+    )
     launch = hardware.launch_seconds if tasks > 1 else 0.0
-    return max(compute, memory) + OVERLAP * min(compute, memory) + launch
+    memory = exposed + hidden
+    overlap = (OVERLAP * exposed + STREAMED * hidden) / memory if memory else OVERLAP
+    return max(compute, memory) + overlap * min(compute, memory) + launch
 
 
 def unit_seconds(hardware: HardwareSpec, precision: str = "float32", group: int = 1) -> float:

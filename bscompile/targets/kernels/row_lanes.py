@@ -38,6 +38,7 @@ def expected_seconds(
     *,
     precision: str = "float32",
     group: int = 1,
+    ahead: bool = False,
 ) -> float:
     """Expected time of one call, x being ready.
 
@@ -47,6 +48,7 @@ def expected_seconds(
         hardware: The machine.
         precision: What is multiplied in.
         group: Inputs of a word, which one instruction multiplies for each lane.
+        ahead: Whether the kernel asks ahead for its weights.
     """
     vectors, tasks = int(config["vectors"]), int(config["tasks"])
     lanes, (bh, bw) = lanes_of(hardware), problem.block
@@ -60,9 +62,8 @@ def expected_seconds(
     weight_bytes = float(problem.nnzb * (bh * bw * itemsize(problem.dtype) + 4))
     weight_held = weight_bytes if by_rows else weight_bytes / tasks
     column_bytes = 4.0 * problem.nnzb * (bw // group) * rows
-    traffic = [
-        (weight_bytes * tiles, weight_held),
-        (column_bytes * tiles, 4.0 * words * rows),
-    ]
+    weights = [(weight_bytes * tiles, weight_held)]
+    columns = [(column_bytes * tiles, 4.0 * words * rows)]
+    traffic, streamed = (columns, weights) if ahead else (weights + columns, [])
     share = even(tiles if by_rows else block_rows, tasks)
-    return seconds(hardware, share, tiles * units, traffic, precision, group)
+    return seconds(hardware, share, tiles * units, traffic, precision, group, streamed)

@@ -20,6 +20,7 @@ from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.prefetch import comes_from_memory
 from bscompile.targets.kernels.vectors import inputs_together, pieces
 
+LARGE = 16 << 10  # bytes of a tile of x that will not be in the nearest cache when its turn comes
 UNROLL = 16  # inputs of a block that are unrolled; wider blocks loop
 
 
@@ -82,6 +83,7 @@ class Nest:
         tiles = T.int64(emit.tile_count(args.m, rows))
         bounds = args.operands[3]
         rows_outside = self._outer == "rows"
+        more = not isinstance(args.m, int) or args.m > rows
 
         def task(p: Expr) -> None:
             ranges = emit.ranges_of(p, self._tasks, self._split, tiles, self._block_rows, bounds)
@@ -90,9 +92,19 @@ class Nest:
             with emit.loop(*first) as i, emit.loop(*second) as j, emit.opaque():
                 tile, block_row = (i, j) if rows_outside else (j, i)
                 row = T.bind(emit.tile_start(args.m, rows, tile))
+                if rows_outside and 4 * rows * int(args.x.shape[1]) >= LARGE and more:
+                    self._fetch_next(args, rows, block_row, row)
                 self._tile(args, rows, T.bind(block_row), row)
 
         emit.parallel_tasks(self._tasks, task)
+
+    def _fetch_next(self, args: Arguments, rows: int, block_row: Expr, row: Expr) -> None:
+        """Ask for a block row's share of the next tile of x, which blocks read in no order."""
+        k = int(args.x.shape[1])
+        share = -(-k // max(1, self._block_rows))
+        for r in range(rows):
+            at = (row + (rows + r)) * k + T.cast(block_row, "int64") * share
+            emit.fetch_ahead(args.x, at, share, 0)
 
     def _tile(self, args: Arguments, rows: int, block_row: Expr, row: Expr) -> None:
         values, starts, indptr, _ = args.operands
