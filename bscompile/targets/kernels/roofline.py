@@ -23,7 +23,7 @@ STREAMED = 0.05  # the same of what is read from front to back beside much work
 LOAD = 1.3  # units of reading a vector
 LINE = 64  # bytes of a cache line
 REACH = 8 << 20  # bytes of a tensor of which any line is as near as the next
-SCATTERED = 15.0  # times as long as in a stream that a line beyond takes in addition
+SCATTERED = 20.0  # times as long as in a stream that a line beyond takes in addition
 SPREAD = 1.4  # units of a multiply-add on several inputs that are spread over a register first
 
 # Units per vector of outputs.
