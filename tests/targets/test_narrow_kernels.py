@@ -286,9 +286,12 @@ def test_results_leave_in_eight_bits(name, dtype, rng):
 
 
 @pytest.mark.parametrize("activation", ["row", "tensor", "static"])
-@pytest.mark.parametrize(("m", "k"), [(1, 50), (33, 47), (5, 7)])
-def test_activations_are_quantised_as_defined(activation, m, k, rng):
-    hardware = on("avx512", ())
+@pytest.mark.parametrize(
+    ("m", "k", "features"),
+    [(1, 50, ()), (33, 47, ()), (5, 7, ()), (33, 200, ("avx512_vnni",))],
+)
+def test_activations_are_quantised_as_defined(activation, m, k, features, rng):
+    hardware = on("avx512", features)
     weight = rng.integers(-127, 128, (24, k)).astype(np.int8)
     scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
     ends = {"x_scale": 0.05, "x_zero": 3, "q_dtype": "int8"} if activation == "static" else {}
@@ -298,10 +301,28 @@ def test_activations_are_quantised_as_defined(activation, m, k, rng):
     x[0] = np.abs(x[0])  # a row with one sign
     if m > 2:
         x[2] = 0
+    if activation == "static":
+        x[-1, :2] = 1e30, -1e30
     got = run_kernel(kernel, hardware, x, (), (m, 24))
     q, s, z = op.quantization.quantize(x)
     sums = ((q - z) @ weight.astype(np.int32).T).astype(np.float32)
     np.testing.assert_allclose(got, sums * (s * scale), rtol=3e-7)
+
+
+def test_quotients_are_numbers_before_they_are_integers(rng):
+    """One multiplication merged with rounding would go the other way where these lie."""
+    hardware = on("avx512", ("avx512_vnni",))
+    inverse = np.float32(1) / (np.float32(1.7) / np.float32(255))
+    x = rng.uniform(-0.8, 0.9, 4_000_000).astype(np.float32)
+    merged = np.rint(x.astype(np.float64) * np.float64(inverse))
+    x = x[np.rint(x * inverse) != merged][:62]
+    assert len(x) > 8
+    row = np.resize(np.append(np.float32([-0.8, 0.9]), x), (1, 64))
+    weight = 127 * np.eye(64, dtype=np.int8)
+    op = LinearOp("layer", weight, quantization=Quantization(np.ones(64, np.float32)))
+    q, s, z = op.quantization.quantize(row)
+    got = run_kernel(kernel_of(op, "int8", hardware, "narrow", 1)[0], hardware, row, (), (1, 64))
+    np.testing.assert_allclose(got, (q - z) * np.float32(127) * s, rtol=3e-7)
 
 
 @pytest.mark.parametrize(

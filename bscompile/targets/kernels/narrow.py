@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 MAX_HEIGHT = 64  # taller blocks would not leave registers for more than a few rows
 LONGEST_SUM = 1 << 16  # inputs whose products surely fit an int32 sum
-PREPARE = {"bfloat16": 2.0, "int8": 8.0}  # units of preparing one vector of x
+PREPARE = {"bfloat16": 2.0, "int8": 5.0}  # units of preparing one vector of x
+EXCHANGE = 12.0  # GB/s of reading what another core has just written
 
 
 class NarrowProducts(KernelTemplate):
@@ -90,16 +91,19 @@ class NarrowProducts(KernelTemplate):
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
         row_bytes = bytes_of_x * problem.k
         x_held = row_bytes * (problem.rows / tasks if by_rows else problem.rows)
-        x_bytes = float(bytes_of_x * blocks * problem.rows * max(bw, 32))
+        x_bytes = float(blocks * problem.rows * max(bytes_of_x * bw, 64))  # a cache line at least
         if config["outer"] == "rows":
             traffic = [
                 (weight_bytes * tiles, weight_held),
                 (x_bytes, row_bytes * rows),
             ]
         else:
-            traffic = [(weight_bytes * (tasks if by_rows else 1), weight_held), (x_bytes, x_held)]
+            # No cache guesses where the next block reads.
+            strewn = x_bytes if dense else 2 * x_bytes
+            traffic = [(weight_bytes * (tasks if by_rows else 1), weight_held), (strewn, x_held)]
         multiply = seconds(hardware, share, tiles * units, traffic, problem.dtype, group)
-        return multiply + prepare_seconds(problem, tasks, hardware)
+        own_rows = tasks == 1 or by_rows
+        return multiply + prepare_seconds(problem, tasks, hardware, own_rows=own_rows)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
         """Words of inputs for panels of one width."""
@@ -163,12 +167,25 @@ PAIRS = {"bfmmla": ("bfloat16", "bf16", 4), "usmmla": ("int8", "i8mm", 8)}
 GROUPS = {kind: group for kind, (_, _, group) in (KINDS | PAIRS).items()} | {"pairs": 2, "plain": 1}
 
 
-def prepare_seconds(problem: Problem, tasks: int, hardware: HardwareSpec) -> float:
-    """Preparing x: float32 work, in a parallel region of its own where there is enough."""
+def prepare_seconds(
+    problem: Problem, tasks: int, hardware: HardwareSpec, *, own_rows: bool = False
+) -> float:
+    """Preparing x: float32 work, in a parallel region of its own where there is enough.
+
+    Args:
+        problem: The layer.
+        tasks: Parallel tasks.
+        hardware: The machine.
+        own_rows: Whether each task prepares the rows that it multiplies, in the same region.
+    """
     elements = problem.rows * problem.k
-    ready = min(tasks, max(1, problem.rows)) if elements > 1 << 14 else 1
+    ready = min(tasks, max(1, problem.rows)) if own_rows or elements > 1 << 14 else 1
     units = PREPARE[problem.dtype] * elements / lanes_of(hardware)
-    return seconds(hardware, ready, units, [(4.0 * elements, 4.0 * elements)])
+    alone = seconds(hardware, ready, units, [(4.0 * elements, 4.0 * elements)])
+    if own_rows:
+        return alone - (hardware.launch_seconds if ready > 1 else 0.0)
+    others = elements * (2 if problem.dtype == "bfloat16" else 1) * (1 - 1 / tasks)
+    return alone + others / (EXCHANGE * 1e9)
 
 
 def instruction(precision: str, hardware: HardwareSpec) -> str | None:

@@ -42,7 +42,9 @@ class NarrowRows(KernelTemplate):
         multiply = expected_seconds(
             problem, config, hardware, precision=problem.dtype, group=GROUPS[kind]
         )
-        return multiply + prepare_seconds(problem, int(config["tasks"]), hardware)
+        tasks = int(config["tasks"])
+        own_rows = tasks == 1 or config["split"] == "rows"
+        return multiply + prepare_seconds(problem, tasks, hardware, own_rows=own_rows)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
         """Words of inputs, as narrow reads them, too."""

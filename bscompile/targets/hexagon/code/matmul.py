@@ -93,7 +93,7 @@ class _Nest:
             self._inputs = self._copied(args)
         else:
             wide = Product(self._stride - self._problem.k + 1, "uint8", "int32", "int32", "hvx")
-            self._inputs = prepare(args, wide, self._problem.activation, 1)
+            self._inputs = prepare(args, wide, self._problem.activation, 1, in_lines=False)
         # The same memory as words: bytes would be loaded one by one.
         shape = (args.m, self._stride // 4)
         self._words_of_x = T.decl_buffer(shape, "int32", data=self._inputs.x.data)

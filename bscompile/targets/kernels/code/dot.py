@@ -62,6 +62,11 @@ class Product:
         return self.kind in ("bfmmla", "usmmla")
 
     @property
+    def clips(self) -> bool:
+        """Whether the machines also have those of ``rounded_words`` and ``clipped_bytes``."""
+        return self.kind == "vnni"
+
+    @property
     def stored_numbers(self) -> int:
         """Elements of ``stored`` for one step and output."""
         if self.stored == "int8":
@@ -171,6 +176,32 @@ def bfloat16_words(pair: Sequence[Expr], lanes: int) -> Expr:
     for value in high:
         word = T.bitwise_or(word, T.shift_left(value, emit.splat(T.uint32(16), lanes)))
     return T.reinterpret(_vector("int32", lanes), word)
+
+
+def rounded_words(value: Expr) -> Expr:
+    """16 float32 rounded to nearest even, as int32, below which is all that is out of range.
+
+    Unlike an addition it is never merged with the product that it rounds.
+    """
+    rest = [emit.splat(T.int32(0), 16), T.int16(-1), T.int32(4)]  # no lane masked, usual rounding
+    name = "llvm.x86.avx512.mask.cvtps2dq.512"
+    return T.call_llvm_pure_intrin(name, value, *rest, dtype="int32x16")
+
+
+def clipped_bytes(words: Sequence[Expr]) -> Expr:
+    """Four vectors of 16 int32, one after the other, as 64 numbers clipped to uint8.
+
+    The instructions halve 128 bits of both operands side by side, so that words come out four
+    apart.
+    """
+    low, high = (
+        T.bind(T.call_llvm_pure_intrin("llvm.x86.avx512.packssdw.512", *pair, dtype="int16x32"))
+        for pair in (words[:2], words[2:])
+    )
+    mixed = T.call_llvm_pure_intrin("llvm.x86.avx512.packuswb.512", low, high, dtype="uint8x64")
+    order = [tirx.IntImm("int32", word % 4 * 4 + word // 4) for word in range(16)]
+    in_words = T.bind(T.reinterpret("int32x16", mixed))
+    return T.reinterpret("uint8x64", tirx.Shuffle([in_words], order))
 
 
 def _vector(dtype: str, lanes: int) -> str:

@@ -348,6 +348,15 @@ def store(buffer: Buffer, value: Expr, *index: Expr, lanes: int) -> None:
     T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])
 
 
+def folded(value: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All lanes of a vector in one number, halves first."""
+    value = T.bind(value)
+    while lanes > 1:
+        lanes //= 2
+        value = T.bind(combine(part(value, 0, lanes), part(value, lanes, lanes)))
+    return value
+
+
 def total(sums: Sequence[Buffer], at: Expr, lanes: int, parts: int = 1) -> Expr:
     """The sum of the same vector of several buffers, and of ``parts`` equal runs that they hold."""
     if parts > 1:

@@ -22,7 +22,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, Preparation, quantizer
 from bscompile.targets.kernels.prefetch import comes_from_memory, usual
 from bscompile.targets.kernels.vectors import inputs_together, pieces
 
@@ -63,10 +63,12 @@ def generate(
         with emit.opaque():
             if product.llvm:
                 T.sblock_attr({"pragma_import_llvm": product.llvm})
-            inputs = prepare(args, product, mode, tasks)
+            x = Preparation(args, product, mode, tasks)
+            if not nest.own_rows:
+                x.all_rows()
             if problem.y_dtype != "float32":
                 args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
-            emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, inputs, r))
+            emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, x, r))
 
     return emit.generate(f"narrow_{problem.dtype}", problem, operands, body)
 
@@ -101,8 +103,10 @@ class Nest:
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
         self._together = 1 if product.pairs else inputs_together(self._height, self._steps, lanes)
         self._ahead = usual(self._values[0].nbytes) << 10
+        #: Whether no two tasks read the same rows of x, so that each prepares its own.
+        self.own_rows = tasks == 1 or split == "rows"
 
-    def emit(self, args: Arguments, inputs: Inputs, rows: int) -> None:
+    def emit(self, args: Arguments, x: Preparation, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
         tiles = T.int64(emit.tile_count(args.m, rows))
         bounds = args.operands[3]
@@ -111,11 +115,21 @@ class Nest:
         def task(p: Expr) -> None:
             ranges = emit.ranges_of(p, self._tasks, self._split, tiles, self._block_rows, bounds)
             tile_range, row_range = ranges
-            first, second = (tile_range, row_range) if rows_outside else (row_range, tile_range)
-            with emit.loop(*first) as i, emit.loop(*second) as j, emit.opaque():
-                tile, block_row = (i, j) if rows_outside else (j, i)
+            if rows_outside:
+                with emit.loop(*tile_range) as tile, emit.opaque():
+                    row = T.bind(emit.tile_start(args.m, rows, tile))
+                    if self.own_rows:
+                        x.rows(row, row + rows)
+                    with emit.loop(*row_range) as block_row, emit.opaque():
+                        self._tile(args, x.inputs, rows, T.bind(block_row), row)
+                return
+            if self.own_rows:
+                with emit.loop(*tile_range) as tile, emit.opaque():
+                    row = T.bind(emit.tile_start(args.m, rows, tile))
+                    x.rows(row, row + rows)
+            with emit.loop(*row_range) as block_row, emit.loop(*tile_range) as tile, emit.opaque():
                 row = T.bind(emit.tile_start(args.m, rows, tile))
-                self._tile(args, inputs, rows, T.bind(block_row), row)
+                self._tile(args, x.inputs, rows, T.bind(block_row), row)
 
         emit.parallel_tasks(self._tasks, task)
 
@@ -124,7 +138,8 @@ class Nest:
         product, together = self._product, self._together
         steps, wide = self._steps // together, self._height * together
         vectors = pieces(wide, self._lanes)
-        wanted = max(1, _CHAINS // (rows * len(vectors)))
+        wanted = _CHAINS * (2 if vectors[0][1] < self._lanes else 1)
+        wanted = max(1, wanted // (rows * len(vectors)))
         at_once = max(1, min(_BLOCKS, wanted // steps))
         chains = min(wanted, at_once * steps)
         sums = [emit.accumulators(rows, wide, product.total) for _ in range(chains)]

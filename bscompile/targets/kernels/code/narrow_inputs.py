@@ -1,8 +1,9 @@
 """x as the dot product instructions want it: rounded or quantised into a scratch tensor.
 
-The scratch tensor is [m, k + pad] in the product's element type; the pad is zero, so that a last
-group of inputs may reach over the end of a row. Rows are prepared by all tasks together before
-any of them multiplies.
+The scratch tensor is [m, k + pad] in the product's element type; the pad is zero as far as a last
+group of inputs may reach over the end of a row. Tasks that share rows prepare each tile right
+before they multiply it, which keeps it in the nearest cache and starts no other parallel region;
+others prepare all rows together before any of them multiplies.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.dialect.quantization import LIMITS
 from bscompile.targets.kernels.code import emit
-from bscompile.targets.kernels.code.dot import Product, to_bfloat16
+from bscompile.targets.kernels.code.dot import Product, clipped_bytes, rounded_words, to_bfloat16
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.vector_math import nearest
 
 _LANES = 16
+_BYTES = 64  # inputs that are quantised side by side where an instruction clips so many
+_LINE = 64  # bytes of a cache line
 _SERIAL = 1 << 14  # elements of x that one task prepares in less than starting others takes
 
 
@@ -50,6 +54,70 @@ class Inputs:
         return T.cast(T.bind(moved), _vector("float32", lanes)) * factor
 
 
+class Preparation:
+    """Emits the preparation of rows, of any of them and in any order, into ``inputs``.
+
+    Args:
+        args: The kernel's parameters; in static mode the last operand holds float32 [s, z].
+        product: Decides what x becomes.
+        mode: ``round`` for bfloat16, or ``row``, ``tensor``, ``static`` of quantization.py.
+        tasks: Parallel tasks that look for the limits of all of x, where the mode needs them.
+        row_multiple: The scratch tensor's rows are a multiple of this; those over m hold nothing.
+        reach: Inputs over the end of a row that may be read; at least a group's.
+        in_lines: Whether rows begin with cache lines, an odd number of them apart, so that no
+            word lies in two and few rows share a set; else they are as short as they can be.
+    """
+
+    def __init__(
+        self,
+        args: Arguments,
+        product: Product,
+        mode: str,
+        tasks: int,
+        *,
+        row_multiple: int = 1,
+        reach: int = 0,
+        in_lines: bool = True,
+    ) -> None:
+        self._args, self._product, self._mode = args, product, mode
+        self._tasks = 1 if _is_small(args) else tasks
+        k = int(args.x.shape[1])
+        held = args.m if row_multiple == 1 else emit.tile_count(args.m, row_multiple) * row_multiple
+        self._needed = k + max(reach, product.group - 1)
+        width = _in_lines(self._needed, product) if in_lines else self._needed
+        scratch = T.sblock_alloc_buffer((held, width), product.element)
+        if mode == "round":
+            self.inputs = Inputs(scratch)
+        else:
+            scale = T.sblock_alloc_buffer((args.m,), "float32")
+            zero = T.sblock_alloc_buffer((args.m,), "int32")
+            self.inputs = Inputs(scratch, scale, zero, product.shift)
+        self._limits = T.sblock_alloc_buffer((2,), "float32") if mode == "tensor" else None
+        if self._limits is not None:
+            _range_of_all(args, self._tasks, self._limits)
+
+    def rows(self, first: Expr, last: Expr) -> None:
+        """Emit the preparation of rows [first, last)."""
+        args, inputs, k = self._args, self.inputs, int(self._args.x.shape[1])
+        with emit.loop(first, last) as r, emit.opaque():
+            row = T.bind(r)
+            _pad(inputs.x, row, k, self._needed)
+            if self._mode == "round":
+                _each(k, lambda at, size: _round(args, inputs.x, row, at, size))
+            elif str(args.x.dtype) != "float32":
+                _copy_integers(args, inputs, row)
+            else:
+                _quantize_row(args, self._product, inputs, self._mode, row, self._limits)
+
+    def all_rows(self) -> Inputs:
+        """Emit that of all rows, in a parallel region of its own where it is worth that."""
+        emit.parallel_tasks(
+            self._tasks,
+            lambda p: self.rows(*emit.share(T.int64(self._args.m), p, self._tasks)),
+        )
+        return self.inputs
+
+
 def prepare(
     args: Arguments,
     product: Product,
@@ -58,62 +126,38 @@ def prepare(
     *,
     row_multiple: int = 1,
     reach: int = 0,
+    in_lines: bool = True,
 ) -> Inputs:
-    """Emit the preparation of all rows.
-
-    Args:
-        args: The kernel's parameters; in static mode the last operand holds float32 [s, z].
-        product: Decides what x becomes.
-        mode: ``round`` for bfloat16, or ``row``, ``tensor``, ``static`` of quantization.py.
-        tasks: Parallel tasks.
-        row_multiple: The scratch tensor's rows are a multiple of this; those over m hold nothing.
-        reach: Inputs over the end of a row that may be read; at least a group's.
-    """
-    k = int(args.x.shape[1])
-    held = args.m if row_multiple == 1 else emit.tile_count(args.m, row_multiple) * row_multiple
-    scratch = T.sblock_alloc_buffer((held, k + max(reach, product.group - 1)), product.element)
-    if mode == "round":
-        inputs = Inputs(scratch)
-    else:
-        scale = T.sblock_alloc_buffer((args.m,), "float32")
-        zero = T.sblock_alloc_buffer((args.m,), "int32")
-        inputs = Inputs(scratch, scale, zero, product.shift)
-    if isinstance(args.m, int) and args.m * k <= _SERIAL:
-        tasks = 1
-    rows = T.int64(args.m)
-    limits = None
-    if mode == "tensor":
-        limits = T.sblock_alloc_buffer((2,), "float32")
-        _range_of_all(args, tasks, limits)
-
-    def task(p: Expr) -> None:
-        with emit.loop(*emit.share(rows, p, tasks)) as r, emit.opaque():
-            row = T.bind(r)
-            _pad(scratch, row, k)
-            if mode == "round":
-                _each(k, lambda at, size: _round(args, scratch, row, at, size))
-            elif str(args.x.dtype) != "float32":
-                _copy_integers(args, inputs, row)
-            else:
-                _quantize_row(args, inputs, mode, row, limits)
-
-    emit.parallel_tasks(tasks, task)
-    return inputs
+    """Emit the preparation of all rows; arguments as of Preparation."""
+    whole = Preparation(
+        args, product, mode, tasks, row_multiple=row_multiple, reach=reach, in_lines=in_lines
+    )
+    return whole.all_rows()
 
 
-def _each(k: int, body: object) -> None:
+def _in_lines(width: int, product: Product) -> int:
+    """The length of a row that takes an odd number of whole cache lines."""
+    line = _LINE // np.dtype(product.element).itemsize
+    return (-(-width // line) | 1) * line
+
+
+def _is_small(args: Arguments) -> bool:
+    return isinstance(args.m, int) and args.m * int(args.x.shape[1]) <= _SERIAL
+
+
+def _each(k: int, body: Callable[[Expr, int], None], lanes: int = _LANES) -> None:
     """Call body(at, lanes) over [0, k): vectors, the last one moved back; scalars if k is small."""
-    assert callable(body)
     if k < _LANES:
         with T.serial(0, T.int64(k)) as at:
             body(at, 1)
         return
-    with T.serial(0, T.int64(-(-k // _LANES))) as group, emit.opaque():
-        body(T.bind(T.min(group * _LANES, T.int64(k - _LANES))), _LANES)
+    lanes = lanes if k >= lanes else _LANES
+    with T.serial(0, T.int64(-(-k // lanes))) as group, emit.opaque():
+        body(T.bind(T.min(group * lanes, T.int64(k - lanes))), lanes)
 
 
-def _pad(scratch: Buffer, row: Expr, k: int) -> None:
-    for column in range(k, int(scratch.shape[1])):
+def _pad(scratch: Buffer, row: Expr, k: int, end: int) -> None:
+    for column in range(k, end):
         T.buffer_store(scratch, T.cast(T.int32(0), str(scratch.dtype)), [row, column])
 
 
@@ -137,7 +181,12 @@ def _copy_integers(args: Arguments, inputs: Inputs, row: Expr) -> None:
 
 
 def _quantize_row(
-    args: Arguments, inputs: Inputs, mode: str, row: Expr, limits: Buffer | None
+    args: Arguments,
+    product: Product,
+    inputs: Inputs,
+    mode: str,
+    row: Expr,
+    limits: Buffer | None,
 ) -> None:
     k = int(args.x.shape[1])
     if mode == "static":
@@ -169,13 +218,26 @@ def _quantize_row(
         zero = T.bind(T.max(T.min(whole, high), low))
     offset = T.bind(T.cast(zero + shift, "int32"))
 
-    def quantize(at: Expr, size: int) -> None:
-        ratio = divide(emit.load(args.x, row, at, lanes=size), size)
+    def ratio(at: Expr, size: int, clip: bool) -> Expr:
+        value = divide(emit.load(args.x, row, at, lanes=size), size)
+        if not clip:
+            return value
         # Limits first: rounding keeps whole limits.
-        ratio = T.max(T.min(ratio, emit.splat(high - zero, size)), emit.splat(low - zero, size))
-        _store(inputs.x, nearest(ratio, size) + emit.splat(offset, size), row, at, size)
+        return T.max(T.min(value, emit.splat(high - zero, size)), emit.splat(low - zero, size))
 
-    _each(k, quantize)
+    def quantize(at: Expr, size: int) -> None:
+        if size == _BYTES:  # only a given scale lets numbers leave the range of int32
+            parts = [
+                rounded_words(ratio(at + part, _LANES, clip=mode == "static"))
+                + emit.splat(offset, _LANES)
+                for part in range(0, _BYTES, _LANES)
+            ]
+            emit.store(inputs.x, clipped_bytes([T.bind(p) for p in parts]), row, at, lanes=size)
+        else:
+            whole = nearest(ratio(at, size, clip=True), size)
+            _store(inputs.x, whole + emit.splat(offset, size), row, at, size)
+
+    _each(k, quantize, _BYTES if product.clips else _LANES)
     T.buffer_store(inputs.scale, scale, [row])
     T.buffer_store(inputs.zero, offset, [row])
 
@@ -213,9 +275,8 @@ def _extend(args: Arguments, row: Expr, limits: Buffer) -> None:
         emit.store(high, T.max(emit.load(high, 0, lanes=size), value), 0, lanes=size)
 
     _each(k, widen)
-    for lane in range(lanes):
-        T.buffer_store(limits, T.min(limits[0], low[lane]), [0])
-        T.buffer_store(limits, T.max(limits[1], high[lane]), [1])
+    for acc, end, choose in ((low, 0, T.min), (high, 1, T.max)):
+        T.buffer_store(limits, emit.folded(emit.load(acc, 0, lanes=lanes), lanes, choose), [end])
 
 
 def _range_of_all(args: Arguments, tasks: int, limits: Buffer) -> None:

@@ -21,7 +21,7 @@ from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish, finish_tile
 from bscompile.targets.kernels.code.narrow import Nest
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, Preparation, quantizer
 from bscompile.targets.kernels.code.transpose import transposed
 
 _UNROLL = 8  # words of a block that are unrolled; wider blocks loop
@@ -50,22 +50,24 @@ def generate(
         split: What the tasks share: ``rows``, or ``outputs`` by bounds.
     """
     kernel = _Rows(problem, operands, product, vectors, lanes, tasks, split)
-    few = Nest(problem, operands, product, lanes, tasks, "outputs", "rows")
+    few = Nest(problem, operands, product, lanes, tasks, split, "rows")
     mode = problem.activation or "round"
 
     def body(args: Arguments) -> None:
         with emit.opaque():
             if product.llvm:
                 T.sblock_attr({"pragma_import_llvm": product.llvm})
-            inputs = prepare(args, product, mode, tasks)
+            x = Preparation(args, product, mode, tasks)
+            if not few.own_rows:
+                x.all_rows()
             if problem.y_dtype != "float32":
                 args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
 
             def tiles(rows: int) -> None:
                 if rows == vectors * lanes:
-                    kernel.emit(args, inputs)
+                    kernel.emit(args, x, few.own_rows)
                 else:
-                    few.emit(args, inputs, rows)
+                    few.emit(args, x, rows)
 
             emit.for_rows_of(args, (vectors * lanes, 8, 1), tiles)
 
@@ -95,8 +97,8 @@ class _Rows:
         self._chunk = lcm(self._bh, lanes) // self._bh  # block rows that are written together
         self._chunk *= -(-_CHUNK // (self._chunk * self._bh))
 
-    def emit(self, args: Arguments, inputs: Inputs) -> None:
-        """Emit everything after the preparation of x."""
+    def emit(self, args: Arguments, x: Preparation, own_rows: bool) -> None:
+        """Emit the loops; each task prepares its ``own_rows`` of x, or finds all prepared."""
         tiles = T.int64(emit.tile_count(args.m, self._rows))
         bounds = args.operands[3]
 
@@ -109,8 +111,10 @@ class _Rows:
                 sums = T.sblock_alloc_buffer(shape, self._product.total)
                 with emit.loop(*tile_range) as tile, emit.opaque():
                     row = T.bind(emit.tile_start(args.m, self._rows, tile))
-                    self._transpose(inputs.x, row, columns)
-                    self._outputs(args, inputs, row, row_range, columns, sums)
+                    if own_rows:
+                        x.rows(row, row + self._rows)
+                    self._transpose(x.inputs.x, row, columns)
+                    self._outputs(args, x.inputs, row, row_range, columns, sums)
 
         emit.parallel_tasks(self._tasks, task)
 
