@@ -11,8 +11,9 @@ from bscompile.dialect import Weight
 from bscompile.dialect.precision import itemsize
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Config, HardwareSpec, Image, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.chunks import CHUNK, column_chunks, held_beside
 from bscompile.targets.kernels.packing import pack_block_rows, widens
-from bscompile.targets.kernels.prefetch import ahead_of, distances
+from bscompile.targets.kernels.prefetch import ahead_of, comes_from_memory, distances
 from bscompile.targets.kernels.roofline import (
     TILE,
     block_units,
@@ -31,7 +32,7 @@ MAX_HEIGHT = 64  # taller blocks would not leave registers for more than a few r
 
 
 class BlockSparseOutputs(KernelTemplate):
-    """Configuration: ``rows`` per tile, ``tasks``, ``split``, ``outer``, ``ahead`` in KB."""
+    """Configuration: ``rows`` per tile, ``tasks``, ``split``, ``outer``, ``ahead``, ``chunks``."""
 
     name = "block_sparse_outputs"
     reads_images = True
@@ -46,7 +47,14 @@ class BlockSparseOutputs(KernelTemplate):
         block_bytes = itemsize(problem.dtype) * bh * problem.block[1]
         weight_bytes = problem.nnzb * block_bytes
         configs = [
-            {"rows": rows, "tasks": tasks, "split": split, "outer": outer, "ahead": ahead}
+            {
+                "rows": rows,
+                "tasks": tasks,
+                "split": split,
+                "outer": outer,
+                "ahead": ahead,
+                "chunks": chunks,
+            }
             for rows in (1, 2, 4, 6, 8)  # more rows collide in the nearest cache
             if rows == 1 or rows * vectors <= registers_of(hardware)
             if rows <= max(1, problem.rows)
@@ -54,6 +62,8 @@ class BlockSparseOutputs(KernelTemplate):
             for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
             for outer in ("rows", "outputs")
             for ahead in distances(weight_bytes, problem.m, rows, block_bytes)
+            for chunks in column_chunks(problem, hardware, rows, 4)
+            if chunks == 1 or (split, ahead) == ("outputs", 0)
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
@@ -71,12 +81,17 @@ class BlockSparseOutputs(KernelTemplate):
         x_total = 4.0 * problem.k * problem.rows
         x_held = x_total / tasks if by_rows else x_total
         x_bytes = 4.0 * problem.nnzb * problem.rows * max(bw, 16)  # a cache line at least
+        chunks = int(config["chunks"])
+        x_tile = 4.0 * problem.k * rows
+        if comes_from_memory(weight_bytes, problem.m, rows):
+            x_held = x_tile = held_beside(problem, rows, 4, chunks)
+        units += (chunks - 1) * block_rows * (CHUNK + store_units(problem, rows, bh, lanes))
         traffic: list[tuple[float, float]] = []
         streamed: list[tuple[float, float]] = []
         if config["outer"] == "rows":
             weights = (weight_bytes * tiles, weight_held)
             (streamed if tiles > 1 else traffic).append(weights)
-            traffic.append((x_bytes, 4.0 * problem.k * rows))
+            traffic.append((x_bytes, x_tile))
             x_bytes = x_total * (1 if by_rows else tasks)  # from beyond the tile, once
         else:
             repeats = tasks if by_rows else 1
@@ -87,8 +102,8 @@ class BlockSparseOutputs(KernelTemplate):
         return seconds(hardware, share, tiles * units, traffic, streamed=streamed)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
-        """Block rows, as block_sparse_rows reads them, too."""
-        return ("block rows",)
+        """Block rows, as block_sparse_rows reads them, too, where columns are not cut."""
+        return ("block rows", *([config["chunks"]] if config["chunks"] != 1 else ()))
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -97,8 +112,8 @@ class BlockSparseOutputs(KernelTemplate):
         from bscompile.targets.kernels.code import block_sparse_outputs
 
         assert isinstance(weight, BlockSparseMatrix)
-        tasks = int(config["tasks"])
-        operands = pack_block_rows(weight, tasks, problem.dtype)
+        tasks, chunks = int(config["tasks"]), int(config["chunks"])
+        operands = pack_block_rows(weight, tasks, problem.dtype, chunks=chunks)
         func = block_sparse_outputs.generate(
             problem,
             operands,
@@ -108,6 +123,7 @@ class BlockSparseOutputs(KernelTemplate):
             split=str(config["split"]),
             outer=str(config["outer"]),
             ahead=ahead_of(config),
+            chunks=chunks,
         )
         return Kernel(func, operands)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from bscompile.dialect import Weight
 from bscompile.dialect.precision import itemsize
 from bscompile.targets.base import Config, HardwareSpec, Kernel, KernelTemplate, Problem
+from bscompile.targets.kernels.chunks import CHUNK, column_chunks, held_beside
 from bscompile.targets.kernels.packing_narrow import pack_bfloat16, pack_int8
+from bscompile.targets.kernels.prefetch import comes_from_memory
 from bscompile.targets.kernels.roofline import (
     TILE,
     block_units,
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 MAX_HEIGHT = 64  # taller blocks would not leave registers for more than a few rows
 LONGEST_SUM = 1 << 16  # inputs whose products surely fit an int32 sum
 PREPARE = {"bfloat16": 2.0, "int8": 5.0}  # units of preparing one vector of x
+HIDDEN_LOOP = 1.5  # units of roofline.LOOP that do not hide behind a block's products
 EXCHANGE = 12.0  # GB/s of reading what another core has just written
 
 
 class NarrowProducts(KernelTemplate):
-    """Configuration: ``rows`` per tile, ``width`` of a panel, ``tasks``, ``split``, ``outer``.
+    """Configuration: ``rows``, ``width`` of a panel, ``tasks``, ``split``, ``outer``, ``chunks``.
 
     Args:
         grouped: Registers that one instruction works on, as RISC-V's do: half of the instructions
@@ -60,7 +63,14 @@ class NarrowProducts(KernelTemplate):
             return ()
         wide = [w for w in (lanes, 2 * lanes, 4 * lanes) if w <= problem.n] or [problem.n]
         configs = [
-            {"rows": rows, "width": width, "tasks": tasks, "split": split, "outer": outer}
+            {
+                "rows": rows,
+                "width": width,
+                "tasks": tasks,
+                "split": split,
+                "outer": outer,
+                "chunks": chunks,
+            }
             for width in (wide if problem.form == "dense" else [min(bh, problem.n)])
             for rows in self._rows
             if rows == 1 or rows * len(pieces(width, lanes)) <= registers
@@ -68,6 +78,8 @@ class NarrowProducts(KernelTemplate):
             for tasks in task_counts(hardware)
             for split in (("outputs", "rows") if tasks > 1 else ("outputs",))
             for outer in ("rows", "outputs")
+            for chunks in column_chunks(problem, hardware, rows, 2 if GROUPS[kind] == 2 else 1)
+            if chunks == 1 or split == "outputs"
         ]
         return tuple(sorted(configs, key=lambda c: self.cost(problem, c, hardware)))
 
@@ -83,19 +95,23 @@ class NarrowProducts(KernelTemplate):
         dense = problem.form == "dense"
         blocks, bw = (block_rows, problem.k) if dense else (problem.nnzb, problem.block[1])
         steps = -(-bw // group)
-        units = blocks * block_units(rows, height, steps, lanes)
+        units = blocks * block_units(rows, height, steps, lanes, HIDDEN_LOOP)
         units += block_rows * (TILE + store_units(problem, rows, width, lanes))
-        by_rows = config["split"] == "rows"
+        by_rows, chunks = config["split"] == "rows", int(config["chunks"])
+        units += (chunks - 1) * block_rows * (CHUNK + store_units(problem, rows, width, lanes))
         share = even(tiles if by_rows else block_rows, tasks)
         weight_bytes = float(blocks * (height * steps * group * itemsize(problem.dtype) + 4))
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
-        row_bytes = bytes_of_x * problem.k
+        row_bytes = float(bytes_of_x * problem.k)
         x_held = row_bytes * (problem.rows / tasks if by_rows else problem.rows)
+        x_tile = row_bytes * rows
+        if not dense and comes_from_memory(weight_bytes, problem.m, rows):
+            x_held = x_tile = held_beside(problem, rows, bytes_of_x, chunks)
         x_bytes = float(blocks * problem.rows * max(bytes_of_x * bw, 64))  # a cache line at least
         if config["outer"] == "rows":
             traffic = [
                 (weight_bytes * tiles, weight_held),
-                (x_bytes, row_bytes * rows),
+                (x_bytes, x_tile),
             ]
         else:
             # No cache guesses where the next block reads.
@@ -106,8 +122,8 @@ class NarrowProducts(KernelTemplate):
         return multiply + prepare_seconds(problem, tasks, hardware, own_rows=own_rows)
 
     def packing(self, problem: Problem, config: Config) -> tuple[Hashable, ...]:
-        """Words of inputs for panels of one width."""
-        return "words", config["width"]
+        """Words of inputs for panels of one width, and chunks of them where columns are cut."""
+        return "words", config["width"], *([config["chunks"]] if config["chunks"] != 1 else ())
 
     def build(
         self, problem: Problem, weight: Weight, config: Config, hardware: HardwareSpec
@@ -116,8 +132,8 @@ class NarrowProducts(KernelTemplate):
         from bscompile.targets.kernels.code import narrow
 
         product = product_of(self.kind(problem, hardware))
-        tasks, width = int(config["tasks"]), int(config["width"])
-        layout = (width, product.group, product.narrowest, tasks)
+        tasks, width, chunks = (int(config[key]) for key in ("tasks", "width", "chunks"))
+        layout = (width, product.group, product.narrowest, tasks, 1, chunks)
         if problem.dtype == "bfloat16":
             operands = pack_bfloat16(weight, *layout)
         else:
@@ -136,6 +152,7 @@ class NarrowProducts(KernelTemplate):
             tasks=tasks,
             split=str(config["split"]),
             outer=str(config["outer"]),
+            chunks=chunks,
         )
         return Kernel(func, operands)
 

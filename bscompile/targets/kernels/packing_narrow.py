@@ -12,11 +12,17 @@ from bscompile.dialect.precision import QuantizedMatrix, cast_weight, quantize_w
 from bscompile.dialect.quantization import LIMITS, Quantization
 from bscompile.formats import BlockSparseMatrix
 from bscompile.targets.base import Array
-from bscompile.targets.kernels.packing import Operands, balance
+from bscompile.targets.kernels.packing import Operands, balance, first_inputs, stacked
 
 
 def pack_dots(
-    weight: BlockSparseMatrix, group: int, multiple: int, tasks: int, dtype: Any, tile: int = 1
+    weight: BlockSparseMatrix,
+    group: int,
+    multiple: int,
+    tasks: int,
+    dtype: Any,
+    tile: int = 1,
+    chunks: int = 1,
 ) -> Operands:
     """Block rows whose inputs stand in groups, and whose outputs fill whole vectors.
 
@@ -30,13 +36,16 @@ def pack_dots(
         tasks: Parallel tasks.
         dtype: Of the numbers.
         tile: Inputs are padded to a multiple of this.
+        chunks: Chunks of columns whose block rows follow each other.
 
     Returns:
-        values [nnzb, steps, height, group] of ``dtype``, starts int32 [nnzb] (first input),
-        indptr int32 [block rows + 1], bounds int32 [tasks + 1] (block rows of each task).
+        values [nnzb, steps, height, group] of ``dtype``, starts [nnzb] (see ``first_inputs``),
+        indptr int32 [chunks * block rows + 1], bounds int32 [tasks + 1] (block rows of each task).
     """
     (bh, bw), (n, k) = weight.block, weight.shape
     bh, bw = min(bh, n), min(bw, k)
+    bounds = balance(np.diff(weight.indptr), tasks)
+    weight = stacked(weight, chunks)
     starts = weight.indices.astype(np.int64) * weight.block[1]
     values = weight.values[:, :bh, :bw]
     over = starts + bw > k
@@ -55,9 +64,9 @@ def pack_dots(
         starts = np.zeros(1, np.int64)
     return (
         ("values", np.ascontiguousarray(packed)),
-        ("starts", starts.astype(np.int32)),
+        ("starts", first_inputs(starts, k)),
         ("indptr", weight.indptr),
-        ("bounds", balance(np.diff(weight.indptr), tasks)),
+        ("bounds", bounds),
     )
 
 
@@ -83,11 +92,18 @@ def as_panels(weight: Weight, width: int) -> BlockSparseMatrix:
 
 
 def pack_bfloat16(
-    weight: Weight, width: int, group: int, multiple: int, tasks: int, tile: int = 1
+    weight: Weight,
+    width: int,
+    group: int,
+    multiple: int,
+    tasks: int,
+    tile: int = 1,
+    chunks: int = 1,
 ) -> Operands:
     """bfloat16, two in one int32: values int32 [nnzb, steps, height * group / 2]."""
-    matrix = as_panels(cast_weight(weight, ml_dtypes.bfloat16), width)
-    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, ml_dtypes.bfloat16, tile)
+    dtype = ml_dtypes.bfloat16
+    matrix = as_panels(cast_weight(weight, dtype), width)
+    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, dtype, tile, chunks)
     return ((name, values.view(np.int32).reshape(*values.shape[:2], -1)), *rest)
 
 
@@ -98,6 +114,7 @@ def pack_int8(
     multiple: int,
     tasks: int,
     tile: int = 1,
+    chunks: int = 1,
     *,
     dense: bool,
     in_words: bool,
@@ -111,6 +128,7 @@ def pack_int8(
         multiple: Outputs of the narrowest vector.
         tasks: Parallel tasks.
         tile: Inputs are padded to a multiple of this.
+        chunks: Chunks of columns whose block rows follow each other.
         dense: Whether the weight runs in panels, whatever it comes as.
         in_words: Whether four numbers make one int32.
 
@@ -123,7 +141,7 @@ def pack_int8(
         weight = QuantizedMatrix.of(numbers, Quantization(scale))
     quantization = weight.quantization
     matrix = as_panels(weight.to_dense(), width) if dense else weight
-    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, np.int8, tile)
+    (name, values), *rest = pack_dots(matrix, group, multiple, tasks, np.int8, tile, chunks)
     words = values.view(np.int32) if in_words else values
     flat: Array = words.reshape(*values.shape[:2], -1)
     return ((name, flat), *rest, *quantized_operands(matrix, quantization))

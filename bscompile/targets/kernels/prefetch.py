@@ -3,8 +3,8 @@
 Mostly not. A core has as many requests of its own under way as its nearest cache keeps book of,
 while the second cache, which follows weights that are read from front to back by itself, has more:
 30 GB/s against 22 on a Zen 4. It loses track, though, where x misses the nearest cache at every
-block, and then small blocks are better asked for (docs/cpu.md, results/search_axes.txt). The tuner
-tries both.
+block. Then columns are cut into chunks (chunks.py), or the smallest blocks are asked for where
+those would be too short (docs/cpu.md, results/search_axes.txt). The tuner tries both.
 """
 
 from __future__ import annotations

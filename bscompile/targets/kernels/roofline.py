@@ -90,7 +90,7 @@ def input_units(rows: int, width: int, lanes: int) -> float:
     return max(rows * vectors, LOAD * vectors + broadcast * rows)
 
 
-def block_units(rows: int, height: int, steps: int, lanes: int) -> float:
+def block_units(rows: int, height: int, steps: int, lanes: int, loop: float = LOOP) -> float:
     """Units of one block against ``rows`` rows.
 
     Args:
@@ -98,11 +98,12 @@ def block_units(rows: int, height: int, steps: int, lanes: int) -> float:
         height: Outputs of the block.
         steps: Its inputs, or groups of them that one instruction takes.
         lanes: 32-bit elements of one vector.
+        loop: Units to fetch its index and start over, of four rows or more.
     """
     together = inputs_together(height, steps, lanes)
     if together > 1:  # so little code that the loop hides behind it
         return steps // together * rows * SPREAD + 1.0
-    return steps * input_units(rows, height, lanes) + min(1.0, rows / 4) * LOOP
+    return steps * input_units(rows, height, lanes) + min(1.0, rows / 4) * loop
 
 
 def store_units(problem: Problem, rows: int, width: int, lanes: int) -> float:

@@ -55,7 +55,8 @@ def expected_seconds(
     rows, words = vectors * lanes, problem.k // group
     tiles, block_rows = row_tiles(problem, rows), -(-problem.n // bh)
     by_rows = config["split"] == "rows"
-    units = problem.nnzb * (bw / group * max(bh * vectors, vectors + 0.5 * bh) + LOOP)
+    spread = 0.5 if group == 1 else 1.0  # a multiply-add of float32 reads its weight itself
+    units = problem.nnzb * (bw / group * max(bh * vectors, vectors + spread * bh) + LOOP)
     units += block_rows * (bh * vectors + 0.2 * TILE)
     units += TRANSPOSE * words * vectors * (1 if by_rows else tasks)
     units += problem.n * vectors * TRANSPOSE + store_units(problem, rows, problem.n, lanes)

@@ -86,7 +86,7 @@ class SmeTemplate(KernelTemplate):
             operands = pack_dense(dense_weight(weight), self._blocks(problem)[0], tasks)
         else:
             assert isinstance(weight, BlockSparseMatrix)
-            operands = pack_block_rows(weight, tasks)
+            operands = pack_block_rows(weight, tasks, wide=True)
         func = sme.generate(
             problem,
             operands,

@@ -32,7 +32,7 @@ def pack_blocks(weight: BlockSparseMatrix, dtype: str) -> Operands:
 
     Blocks that reach over the last input are moved back, so x is never read past its end.
     """
-    values, starts, indptr, _ = pack_block_rows(weight, 1)
+    values, starts, indptr, _ = pack_block_rows(weight, 1, wide=True)
     return (("values", as_stored(values[1], dtype)), starts, indptr)
 
 

@@ -3,7 +3,8 @@
 One block row of W times a tile of rows of x is accumulated in registers. For each live block and
 each of its inputs: one vector of weights, and for each row one broadcast of x and a multiply-add.
 Of blocks that are low against a register it takes several inputs at once, all outputs of the first,
-then of the second; their sums are added up where the block row ends.
+then of the second; their sums are added up where the block row ends. Weights from memory may be
+taken a chunk of columns at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.chunks import Kept, Sums
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
 from bscompile.targets.kernels.prefetch import comes_from_memory
@@ -34,13 +36,14 @@ def generate(
     split: str,
     outer: str,
     ahead: int,
+    chunks: int = 1,
 ) -> Any:
     """The kernel.
 
     Args:
         problem: The layer.
-        operands: values [nnzb, bw, bh]; starts int32 [nnzb], the first input of each block;
-            indptr int32 [block rows + 1]; bounds int32 [tasks + 1], the block rows of each task.
+        operands: values [nnzb, bw, bh]; starts [nnzb], the first input of each block; indptr int32
+            [chunks * block rows + 1]; bounds int32 [tasks + 1], the block rows of each task.
         rows: Rows of x per tile.
         lanes: Elements of one vector.
         tasks: Parallel tasks.
@@ -48,8 +51,10 @@ def generate(
         outer: Which loop is outside: ``rows`` keeps a tile of x in the nearest cache and streams
             the weights, ``outputs`` the other way round.
         ahead: Bytes to ask ahead where weights come from memory; 0 for not asking.
+        chunks: Chunks of columns that are packed one after the other; with more than one, all of
+            x is one tile.
     """
-    nest = Nest(problem, operands, lanes, tasks, split, outer, ahead)
+    nest = Nest(problem, operands, lanes, tasks, split, outer, ahead, chunks)
 
     def body(args: Arguments) -> None:
         emit.for_rows_of(args, (rows, 4), lambda r: nest.emit(args, r))
@@ -69,10 +74,12 @@ class Nest:
         split: str,
         outer: str,
         ahead: int = 0,
+        chunks: int = 1,
     ) -> None:
         self._values = operands[0][1]
         _, self._bw, self._bh = self._values.shape
-        self._block_rows = len(operands[2][1]) - 1
+        self._chunks = chunks
+        self._block_rows = (len(operands[2][1]) - 1) // chunks
         self._overhang = self._block_rows * self._bh - problem.n
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
         self._vectors, self._ahead = pieces(self._bh, lanes), ahead
@@ -80,6 +87,9 @@ class Nest:
 
     def emit(self, args: Arguments, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
+        if self._chunks > 1:
+            self._emit_chunks(args, rows)
+            return
         tiles = T.int64(emit.tile_count(args.m, rows))
         bounds = args.operands[3]
         rows_outside = self._outer == "rows"
@@ -94,7 +104,8 @@ class Nest:
                 row = T.bind(emit.tile_start(args.m, rows, tile))
                 if rows_outside and 4 * rows * int(args.x.shape[1]) >= LARGE and more:
                     self._fetch_next(args, rows, block_row, row)
-                self._tile(args, rows, T.bind(block_row), row)
+                which = T.bind(block_row)
+                self._outputs(args, rows, self._product(args, rows, which, row), which, row)
 
         emit.parallel_tasks(self._tasks, task)
 
@@ -106,7 +117,22 @@ class Nest:
             at = (row + (rows + r)) * k + T.cast(block_row, "int64") * share
             emit.fetch_ahead(args.x, at, share, 0)
 
-    def _tile(self, args: Arguments, rows: int, block_row: Expr, row: Expr) -> None:
+    def _emit_chunks(self, args: Arguments, rows: int) -> None:
+        bounds, row = args.operands[3], T.int64(0)
+        with emit.opaque():
+            kept = Kept(self._chunks, self._block_rows, rows, self._bh, self._lanes, "float32")
+
+            def task(p: Expr) -> None:
+                kept.emit(
+                    (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64")),
+                    lambda packed: self._product(args, rows, T.bind(packed), row),
+                    lambda block_row, sums: self._outputs(args, rows, sums, block_row, row),
+                )
+
+            emit.parallel_tasks(self._tasks, task)
+
+    def _product(self, args: Arguments, rows: int, block_row: Expr, row: Expr) -> Sums:
+        """Emit the product of a block row as it is packed; its sums."""
         values, starts, indptr, _ = args.operands
         together, steps = self._together, self._bw // self._together
         wide = together * self._bh
@@ -140,16 +166,12 @@ class Nest:
                         accumulate(sums[u % chains], block, start, step * UNROLL + u)
             for step in range(loops * UNROLL, steps):
                 accumulate(sums[step % chains], block, start, T.int64(step))
-        self._outputs(args, sums, block_row, row)
 
-    def _outputs(
-        self, args: Arguments, sums: list[list[Buffer]], block_row: Expr, row: Expr
-    ) -> None:
-        def value(r: int, at: int, size: int) -> Expr:
-            return emit.total([rows_of[r] for rows_of in sums], at, size, self._together)
+        return lambda r, at, size: emit.total([rows_of[r] for rows_of in sums], at, size, together)
 
+    def _outputs(self, args: Arguments, rows: int, value: Sums, block_row: Expr, row: Expr) -> None:
         def write(cut: list[tuple[int, int]]) -> None:
-            finish_tile(args, len(sums[0]), cut, value, row, block_row * self._bh)
+            finish_tile(args, rows, cut, value, row, block_row * self._bh)
 
         if not self._overhang:
             write(self._vectors)

@@ -19,6 +19,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.base import Array, Problem
 from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.chunks import Kept, Sums
 from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish_tile
@@ -41,6 +42,7 @@ def generate(
     tasks: int,
     split: str,
     outer: str,
+    chunks: int = 1,
 ) -> Any:
     """The kernel.
 
@@ -55,8 +57,10 @@ def generate(
         tasks: Parallel tasks.
         split: What the tasks share: ``outputs`` by bounds, or ``rows``.
         outer: Which loop is outside: ``rows`` or ``outputs``.
+        chunks: Chunks of columns that are packed one after the other; with more than one, all of
+            x is one tile.
     """
-    nest = _nest_of(product)(problem, operands, product, lanes, tasks, split, outer)
+    nest = _nest_of(product)(problem, operands, product, lanes, tasks, split, outer, chunks)
     mode = problem.activation or "round"
 
     def body(args: Arguments) -> None:
@@ -92,22 +96,26 @@ class Nest:
         tasks: int,
         split: str,
         outer: str,
+        chunks: int = 1,
     ) -> None:
-        self._product, self._problem = product, problem
+        self._product, self._problem, self._chunks = product, problem, chunks
         self._values = operands[0][1]
         self._steps = self._values.shape[1]
         self._height = self._values.shape[2] // product.stored_numbers  # of a block, padded
         self._bh = min(problem.block[0], problem.n) if problem.form != "dense" else self._height
-        self._block_rows = len(operands[2][1]) - 1
+        self._block_rows = (len(operands[2][1]) - 1) // chunks
         self._last = problem.n - (self._block_rows - 1) * self._bh  # outputs of the last row
         self._lanes, self._tasks, self._split, self._outer = lanes, tasks, split, outer
         self._together = 1 if product.pairs else inputs_together(self._height, self._steps, lanes)
-        self._ahead = usual(self._values[0].nbytes) << 10
+        self._ahead = usual(self._values[0].nbytes) << 10 if chunks == 1 else 0
         #: Whether no two tasks read the same rows of x, so that each prepares its own.
         self.own_rows = tasks == 1 or split == "rows"
 
     def emit(self, args: Arguments, x: Preparation, rows: int) -> None:
         """Emit the loops for tiles of ``rows`` rows."""
+        if self._chunks > 1:
+            self._emit_chunks(args, x, rows)
+            return
         tiles = T.int64(emit.tile_count(args.m, rows))
         bounds = args.operands[3]
         rows_outside = self._outer == "rows"
@@ -133,7 +141,29 @@ class Nest:
 
         emit.parallel_tasks(self._tasks, task)
 
+    def _emit_chunks(self, args: Arguments, x: Preparation, rows: int) -> None:
+        bounds, row, inputs = args.operands[3], T.int64(0), x.inputs
+        kept = Kept(
+            self._chunks, self._block_rows, rows, self._height, self._lanes, self._product.total
+        )
+
+        def task(p: Expr) -> None:
+            if self.own_rows:
+                x.rows(row, T.int64(rows))
+            kept.emit(
+                (T.cast(bounds[p], "int64"), T.cast(bounds[p + 1], "int64")),
+                lambda packed: self._sums(args, inputs, rows, T.bind(packed), row),
+                lambda block_row, sums: self._outputs(args, inputs, rows, sums, block_row, row),
+            )
+
+        emit.parallel_tasks(self._tasks, task)
+
     def _tile(self, args: Arguments, inputs: Inputs, rows: int, block_row: Expr, row: Expr) -> None:
+        sums = self._sums(args, inputs, rows, block_row, row)
+        self._outputs(args, inputs, rows, sums, block_row, row)
+
+    def _sums(self, args: Arguments, inputs: Inputs, rows: int, block_row: Expr, row: Expr) -> Sums:
+        """Emit the product of a block row as it is packed; its sums."""
         values, starts, indptr, _ = args.operands[:4]
         product, together = self._product, self._together
         steps, wide = self._steps // together, self._height * together
@@ -176,24 +206,25 @@ class Nest:
                 accumulate(sums[which], block, start, T.int64(step))
 
         emit.loop_by(indptr[block_row], indptr[block_row + 1], at_once, one_block)
-        self._outputs(args, inputs, sums, block_row, row)
+
+        return lambda r, at, size: emit.total([rows_of[r] for rows_of in sums], at, size, together)
 
     def _outputs(
         self,
         args: Arguments,
         inputs: Inputs,
-        sums: list[list[Buffer]],
+        rows: int,
+        sums: Sums,
         block_row: Expr,
         row: Expr,
     ) -> None:
         column = T.bind(block_row * self._bh)
 
         def value(r: int, at: int, size: int) -> Expr:
-            total = emit.total([rows_of[r] for rows_of in sums], at, size, self._together)
-            return inputs.real(args, total, row + r, column + at, size)
+            return inputs.real(args, sums(r, at, size), row + r, column + at, size)
 
         def write(count: int) -> None:
-            finish_tile(args, len(sums[0]), pieces(count, self._lanes), value, row, column)
+            finish_tile(args, rows, pieces(count, self._lanes), value, row, column)
 
         if self._last == self._bh:
             write(self._bh)

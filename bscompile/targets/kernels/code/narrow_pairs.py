@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.kernels.code import emit
+from bscompile.targets.kernels.code.chunks import Sums
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.narrow import UNROLL, Nest
 from bscompile.targets.kernels.code.narrow_inputs import Inputs
@@ -21,7 +22,7 @@ _SQUARE = 4  # sums in one register
 class PairNest(Nest):
     """Tiles of whole pairs of rows; a single row stands for both of its pair."""
 
-    def _tile(self, args: Arguments, inputs: Inputs, rows: int, block_row: Expr, row: Expr) -> None:
+    def _sums(self, args: Arguments, inputs: Inputs, rows: int, block_row: Expr, row: Expr) -> Sums:
         values, starts, indptr, _ = args.operands[:4]
         product, pairs = self._product, -(-rows // 2)
         # Of each pair of rows the squares of all pairs of outputs, one after the other.
@@ -55,7 +56,8 @@ class PairNest(Nest):
                         accumulate(block, start, outer * UNROLL + u)
             for step in range(loops * UNROLL, self._steps):
                 accumulate(block, start, T.int64(step))
-        self._outputs(args, inputs, [self._woven(sums, rows)], block_row, row)
+        woven = self._woven(sums, rows)
+        return lambda r, at, size: emit.load(woven[r], at, lanes=size)
 
     def _woven(self, sums: list[Buffer], rows: int) -> list[Buffer]:
         """The sums of each row, side by side."""
