@@ -168,8 +168,9 @@ class Nest:
         product, together = self._product, self._together
         steps, wide = self._steps // together, self._height * together
         vectors = pieces(wide, self._lanes)
-        wanted = _CHAINS * (2 if vectors[0][1] < self._lanes else 1)
-        wanted = max(1, wanted // (rows * len(vectors)))
+        # Two instructions on half a register begin in each cycle; there are 32 of 16 lanes.
+        twice = self._lanes == 16 and vectors[0][1] < self._lanes
+        wanted = max(1, _CHAINS * (2 if twice else 1) // (rows * len(vectors)))
         at_once = max(1, min(_BLOCKS, wanted // steps))
         chains = min(wanted, at_once * steps)
         sums = [emit.accumulators(rows, wide, product.total) for _ in range(chains)]
@@ -206,7 +207,6 @@ class Nest:
                 accumulate(sums[which], block, start, T.int64(step))
 
         emit.loop_by(indptr[block_row], indptr[block_row + 1], at_once, one_block)
-
         return lambda r, at, size: emit.total([rows_of[r] for rows_of in sums], at, size, together)
 
     def _outputs(
