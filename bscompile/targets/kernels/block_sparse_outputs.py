@@ -76,7 +76,7 @@ class BlockSparseOutputs(KernelTemplate):
         units += block_rows * (min(1.0, rows / 4) * TILE + store_units(problem, rows, bh, lanes))
         by_rows = config["split"] == "rows"
         share = even(tiles if by_rows else block_rows, tasks)
-        weight_bytes = float(problem.nnzb * (itemsize(problem.dtype) * bh * bw + 4))
+        weight_bytes = float(problem.nnzb * (itemsize(problem.dtype) * bh * bw + 2))
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
         x_total = 4.0 * problem.k * problem.rows
         x_held = x_total / tasks if by_rows else x_total

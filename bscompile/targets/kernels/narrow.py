@@ -100,7 +100,7 @@ class NarrowProducts(KernelTemplate):
         by_rows, chunks = config["split"] == "rows", int(config["chunks"])
         units += (chunks - 1) * block_rows * (CHUNK + store_units(problem, rows, width, lanes))
         share = even(tiles if by_rows else block_rows, tasks)
-        weight_bytes = float(blocks * (height * steps * group * itemsize(problem.dtype) + 4))
+        weight_bytes = float(blocks * (height * steps * group * itemsize(problem.dtype) + 2))
         weight_held = weight_bytes if by_rows else weight_bytes / tasks
         row_bytes = float(bytes_of_x * problem.k)
         x_held = row_bytes * (problem.rows / tasks if by_rows else problem.rows)
