@@ -189,3 +189,10 @@ def test_an_input_larger_than_the_reach_of_addresses_is_read_in_order(context, r
     """BERT's second feed-forward layer: 1.6 MB of x for one sequence, 12 MB for eight."""
     op = LinearOp("layer", block_sparse((768, 3040), (16, 16), 0.1))
     assert plan(op, rows, FLOAT, context).template == f"block_sparse_{template}"
+
+
+def test_weights_of_all_tasks_share_the_last_cache(context):
+    """48 MB read by two tasks, 24 MB each, come from memory where the cache has 32 MB."""
+    op = LinearOp("layer", np.ones((6144, 2048), np.float32))
+    seconds = plan(op, 1, FLOAT, context).seconds
+    assert seconds > 0.9 * op.weight.nbytes / (context.hardware.memory_gbps * 1e9)

@@ -86,16 +86,16 @@ class BlockSparseOutputs(KernelTemplate):
         if comes_from_memory(weight_bytes, problem.m, rows):
             x_held = x_tile = held_beside(problem, rows, 4, chunks)
         units += (chunks - 1) * block_rows * (CHUNK + store_units(problem, rows, bh, lanes))
-        traffic: list[tuple[float, float]] = []
-        streamed: list[tuple[float, float]] = []
+        traffic: list[tuple[float, ...]] = []
+        streamed: list[tuple[float, ...]] = []
         if config["outer"] == "rows":
-            weights = (weight_bytes * tiles, weight_held)
+            weights = (weight_bytes * tiles, weight_held, weight_bytes)
             (streamed if tiles > 1 else traffic).append(weights)
             traffic.append((x_bytes, x_tile))
             x_bytes = x_total * (1 if by_rows else tasks)  # from beyond the tile, once
         else:
             repeats = tasks if by_rows else 1
-            traffic += [(weight_bytes * repeats, weight_held), (x_bytes, x_held)]
+            traffic += [(weight_bytes * repeats, weight_held, weight_bytes), (x_bytes, x_held)]
         traffic.append(scattered(hardware, x_bytes, x_total, 4.0 * bw))
         if not by_rows:  # the layer before left most of x in other cores' caches
             traffic.append((x_total * (tasks - 1), inf))

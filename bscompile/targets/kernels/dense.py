@@ -69,7 +69,7 @@ class DenseTemplate(KernelTemplate):
             tile += problem.k * rows / 16 * COLLIDE
         # Each panel comes once from where W stays, then again for each further row tile.
         traffic = [
-            (panels * panel_bytes, panels * panel_bytes / tasks),
+            (panels * panel_bytes, panels * panel_bytes / tasks, panels * panel_bytes),
             ((tiles - 1) * panels * panel_bytes, panel_bytes),
         ]
         return seconds(hardware, even(tiles * panels, tasks), tiles * panels * tile, traffic)

@@ -110,13 +110,16 @@ class NarrowProducts(KernelTemplate):
         x_bytes = float(blocks * problem.rows * max(bytes_of_x * bw, 64))  # a cache line at least
         if config["outer"] == "rows":
             traffic = [
-                (weight_bytes * tiles, weight_held),
+                (weight_bytes * tiles, weight_held, weight_bytes),
                 (x_bytes, x_tile),
             ]
         else:
             # No cache guesses where the next block reads.
             strewn = x_bytes if dense else 2 * x_bytes
-            traffic = [(weight_bytes * (tasks if by_rows else 1), weight_held), (strewn, x_held)]
+            traffic = [
+                (weight_bytes * (tasks if by_rows else 1), weight_held, weight_bytes),
+                (strewn, x_held),
+            ]
         multiply = seconds(hardware, share, tiles * units, traffic, problem.dtype, group)
         own_rows = tasks == 1 or by_rows
         return multiply + prepare_seconds(problem, tasks, hardware, own_rows=own_rows)

@@ -63,8 +63,8 @@ def expected_seconds(
     weight_bytes = float(problem.nnzb * (bh * bw * itemsize(problem.dtype) + 4))
     weight_held = weight_bytes if by_rows else weight_bytes / tasks
     column_bytes = 4.0 * problem.nnzb * (bw // group) * rows
-    weights = [(weight_bytes * tiles, weight_held)]
-    columns = [(column_bytes * tiles, 4.0 * words * rows)]
+    weights: list[tuple[float, ...]] = [(weight_bytes * tiles, weight_held, weight_bytes)]
+    columns: list[tuple[float, ...]] = [(column_bytes * tiles, 4.0 * words * rows)]
     traffic, streamed = (columns, weights) if ahead else (weights + columns, [])
     share = even(tiles if by_rows else block_rows, tasks)
     return seconds(hardware, share, tiles * units, traffic, precision, group, streamed)
