@@ -107,12 +107,15 @@ class _Unrolled:
             gx = self._add("Add", gx, self._add("Add", of_x, of_h))
         each = [self._squeeze(s, 0) for s in self._cut(gx, self._steps, axis=0)]
         h, c = (self._part(s, d) if s else self._zeros() for s in self._initial)
+        parts = [r]
+        if self._op == "GRU" and not self._before_reset:  # the last gate's product comes later
+            parts = self._gates(r, gates)
         steps = [""] * self._steps
         for t in reversed(range(self._steps)) if backwards else range(self._steps):
             if self._op == "LSTM":
                 h, c = self._lstm(each[t], h, c, r)
             elif self._op == "GRU":
-                h = self._gru(each[t], h, r, late)
+                h = self._gru(each[t], h, parts, late)
             else:
                 h = self._add(self._act, self._add("Add", each[t], self._add("MatMul", h, r)))
             steps[t] = h
@@ -125,15 +128,15 @@ class _Unrolled:
         c = add("Add", add("Mul", f, c), add("Mul", i, g))
         return add("Mul", o, add("Tanh", c)), c
 
-    def _gru(self, gx: str, h: str, r: str, late: str) -> str:
+    def _gru(self, gx: str, h: str, r: list[str], late: str) -> str:
         add = self._add
         xz, xr, xn = self._gates(gx, 3)
         if self._before_reset:
-            hz, hr, hn = self._gates(add("MatMul", h, r), 3)
+            hz, hr, hn = self._gates(add("MatMul", h, *r), 3)
             reset = add("Sigmoid", add("Add", xr, hr))
             hn = add("Mul", reset, add("Add", hn, late) if late else hn)
         else:
-            rz, rr, rn = self._cut(r, 3, axis=1)
+            rz, rr, rn = r
             hz, hr = add("MatMul", h, rz), add("MatMul", h, rr)
             reset = add("Sigmoid", add("Add", xr, hr))
             hn = add("MatMul", add("Mul", reset, h), rn)
@@ -145,9 +148,10 @@ class _Unrolled:
     ) -> None:
         wanted = [*node.output, "", "", ""]
         if wanted[0]:  # [steps, directions, B, H], or [B, steps, directions, H]
-            at = (1, 1) if batch_first else (0, 0)
-            each = [self._join([s[t] for s, _, _ in found], at[0]) for t in range(self._steps)]
-            self._join(each, at[1], wanted[0])
+            each = [self._join(steps, 0) for steps, _, _ in found]
+            if batch_first:
+                each = [self._add("Transpose", side, perm=[1, 0, 2]) for side in each]
+            self._join(each, 2 if batch_first else 1, wanted[0])
         for place, name in enumerate(wanted[1:3]):
             if name:
                 states = [(h, c)[place] for _, h, c in found]
@@ -155,7 +159,10 @@ class _Unrolled:
 
     def _join(self, parts: list[str], axis: int, name: str = "") -> str:
         """Stack along a new axis."""
-        wide = [self._add("Unsqueeze", part, self._ints([axis])) for part in parts]
+        axes = self._ints([axis])
+        if len(parts) == 1:
+            return self._add("Unsqueeze", parts[0], axes, name=name)
+        wide = [self._add("Unsqueeze", part, axes) for part in parts]
         return self._add("Concat", *wide, axis=axis, name=name)
 
     def _turned(self, name: str, d: int) -> str:

@@ -224,13 +224,19 @@ def with_weights(model: onnx.ModelProto, change: Callable[[np.ndarray], np.ndarr
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     transposed: dict[str, bool] = {}
+    sides: set[str] = set()
     for node in copy.graph.node:
         if node.op_type == "MatMul":
             transposed[node.input[1]] = True
         elif node.op_type == "Gemm":
             trans = any(a.name == "transB" and a.i for a in node.attribute)
             transposed[node.input[1]] = not trans
+        elif node.op_type in ("LSTM", "GRU", "RNN"):
+            sides.update(node.input[1:3])
     for tensor in copy.graph.initializer:
+        if tensor.name in sides:  # [directions, out, in]
+            whole = np.stack([change(side) for side in numpy_helper.to_array(tensor)])
+            tensor.CopyFrom(numpy_helper.from_array(whole, tensor.name))
         if tensor.name not in transposed or len(tensor.dims) != 2:
             continue
         weight = numpy_helper.to_array(tensor)

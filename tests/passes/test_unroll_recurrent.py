@@ -3,49 +3,13 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
 
 import bscompile
 from bscompile.errors import ModelError
 from bscompile.importer import load_model
 from tests.passes.helpers import check_equal
+from tests.recurrences import recurrent
 from tests.tolerance import assert_close
-
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def recurrent(op, steps=5, bias=True, initial=True, live=None, inner=6, hidden=8, **attributes):
-    """A model of one node with random weights; ``live`` are the blocks of R to keep."""
-    rng = np.random.default_rng(3)
-    sides = 2 if attributes.get("direction") == "bidirectional" else 1
-    rows = GATES[op] * hidden
-    tensors = {
-        "w": rng.standard_normal((sides, rows, inner)),
-        "r": rng.standard_normal((sides, rows, hidden)),
-        "b": rng.standard_normal((sides, 2 * rows)),
-    }
-    if live is not None:
-        mask = np.kron(rng.random((sides, rows // 8, hidden // 8)) < live, np.ones((1, 8, 8)))
-        tensors["r"] *= mask
-    states = ["h", "c"][: 2 if op == "LSTM" else 1] if initial else []
-    inputs = ["x", "w", "r", "b" if bias else "", "", *states]
-    outputs = ["y", "yh", "yc"][: 3 if op == "LSTM" else 2]
-    node = helper.make_node(op, inputs, outputs, hidden_size=hidden, **attributes)
-    of = helper.make_tensor_value_info
-    shape = [sides, "batch", hidden]
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [of("x", 1, [steps, "batch", inner]), *(of(s, 1, shape) for s in states)],
-        [of("y", 1, [steps, *shape]), *(of(name, 1, shape) for name in outputs[1:])],
-        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in tensors.items()],
-    )
-    if not bias:
-        del graph.initializer[2]
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    feeds = {"x": rng.standard_normal((5, 3, inner)).astype(np.float32)}
-    feeds |= {s: rng.standard_normal((sides, 3, hidden)).astype(np.float32) for s in states}
-    return proto, feeds
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

@@ -6,7 +6,7 @@ HardSwish. Whoever computes the value runs it on the vectors that it holds in re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -41,6 +41,10 @@ _PAIRS: dict[str, Callable[[Expr, Expr], Expr]] = {
 }
 
 
+#: What there is code for.
+OPERATORS = (*_FUNCTIONS, *_PAIRS, "relax.clip", "relax.nn.leakyrelu")
+
+
 def region(graph: Graph, result: Any, is_base: Callable[[Any], bool]) -> tuple[Any, Finish] | None:
     """(base, code): ``result`` computed from the one value for which ``is_base`` holds.
 
@@ -57,7 +61,7 @@ def region(graph: Graph, result: Any, is_base: Callable[[Any], bool]) -> tuple[A
             return len(bases) == 1
         if var in calls:
             return True
-        call = graph.call(var, *_FUNCTIONS, *_PAIRS, "relax.clip", "relax.nn.leakyrelu")
+        call = graph.call(var, *OPERATORS)
         if call is None or not is_float32(var) or len(calls) >= _LONGEST:
             return False
         tensors = [arg for arg in call.args if scalar(arg) is None and not _is_number(arg)]
@@ -84,6 +88,25 @@ def _is_number(expr: Any) -> bool:
     return hasattr(expr, "value") and isinstance(expr.value, int | float)
 
 
+def emit_call(call: Any, values: Sequence[Expr], lanes: int) -> Expr:
+    """The code of one of ``OPERATORS``.
+
+    Args:
+        call: The call.
+        values: Its tensors, a vector of each.
+        lanes: Their elements.
+    """
+    name, first = call.op.name, values[0]
+    if name in _PAIRS:
+        return _PAIRS[name](first, values[1])
+    if name == "relax.clip":
+        low, high = (float(limit.value) for limit in call.args[1:])
+        return vector_math.clip(first, lanes, low, high)
+    if name == "relax.nn.leakyrelu":
+        return vector_math.leaky_relu(first, lanes, float(call.attrs.alpha))
+    return _FUNCTIONS[name](first, lanes)
+
+
 def _emit(graph: Graph, calls: list[Any], base: Any, value: Expr, lanes: int) -> Expr:
     values: dict[Any, Expr] = {base: value}
 
@@ -93,15 +116,6 @@ def _emit(graph: Graph, calls: list[Any], base: Any, value: Expr, lanes: int) ->
 
     for var in calls:
         call = graph.value[var]
-        name, first = call.op.name, of(call.args[0])
-        if name in _PAIRS:
-            made = _PAIRS[name](first, of(call.args[1]))
-        elif name == "relax.clip":
-            low, high = (float(limit.value) for limit in call.args[1:])
-            made = vector_math.clip(first, lanes, low, high)
-        elif name == "relax.nn.leakyrelu":
-            made = vector_math.leaky_relu(first, lanes, float(call.attrs.alpha))
-        else:
-            made = _FUNCTIONS[name](first, lanes)
-        values[var] = T.bind(made)
+        tensors = [of(arg) for arg in call.args if not _is_number(arg)]
+        values[var] = T.bind(emit_call(call, tensors, lanes))
     return values[calls[-1]] if calls else value

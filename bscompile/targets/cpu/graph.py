@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,15 +158,22 @@ def operand(name: str, expr: Any, letters: str, perm: list[int] | None = None) -
 
 def sizes(expr: Any) -> tuple[Size, ...]:
     """Sizes for generated code; equal symbolic expressions get equal names."""
-    return tuple(
-        int(d.value) if isinstance(d, tirx.IntImm) else str(d) for d in expr.ty.shape.values
-    )
+    return plain_sizes(expr.ty.shape.values)
+
+
+def plain_sizes(shape: Iterable[Any]) -> tuple[Size, ...]:
+    """A shape's sizes for generated code."""
+    return tuple(int(d.value) if isinstance(d, tirx.IntImm) else str(d) for d in shape)
+
+
+def is_tensor(expr: Any) -> bool:
+    """Whether an expression is a tensor with known sizes."""
+    return isinstance(expr.ty, relax.TensorType) and expr.ty.shape is not None
 
 
 def is_float32(expr: Any) -> bool:
     """Whether an expression is a float32 tensor with known sizes."""
-    ty = expr.ty
-    return isinstance(ty, relax.TensorType) and ty.shape is not None and str(ty.dtype) == "float32"
+    return is_tensor(expr) and str(expr.ty.dtype) == "float32"
 
 
 def scalar(expr: Any) -> float | None:

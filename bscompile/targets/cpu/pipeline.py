@@ -14,6 +14,7 @@ from bscompile.targets.cpu.fuse_depthwise import FuseDepthwise
 from bscompile.targets.cpu.fuse_groups import FuseGroups
 from bscompile.targets.cpu.fuse_matmul import FuseMatmul
 from bscompile.targets.cpu.fuse_rows import FuseRows
+from bscompile.targets.cpu.fuse_steps import FuseSteps
 from bscompile.targets.cpu.legalize import FAST_MATH
 from bscompile.targets.cpu.schedules import Schedule
 from bscompile.targets.kernels.code.emit import PRECISION
@@ -30,6 +31,7 @@ PASS_CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
 def passes(hardware: HardwareSpec) -> list[Any]:
     """Every pass from the lowered module to what the virtual machine runs, in order."""
     graph = [
+        FuseSteps(hardware),
         _attention(hardware),
         FuseDepthwise(hardware),
         FuseGroups(hardware),
