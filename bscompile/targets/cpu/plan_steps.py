@@ -155,7 +155,7 @@ def plan(
             return None
     made.rows = sizes(found.slots[0])[0]
     if not isinstance(made.rows, int):
-        return None  # kernels of open rows hold code for many: minutes to compile in one function
+        return None  # with an open number of rows, odd ones came out wrong: see docs/cpu.md
     if not all(_fits(made, place) for place in range(len(found.slots))):
         return None
     for place, initial in found.initial.items():
