@@ -94,7 +94,7 @@ class Preparation:
             self.inputs = Inputs(scratch, scale, zero, product.shift)
         self._limits = T.sblock_alloc_buffer((2,), "float32") if mode == "tensor" else None
         if self._limits is not None:
-            _range_of_all(args, self._tasks, self._limits)
+            _range_of_all(args, self._tasks, self._limits, product.clips)
 
     def rows(self, first: Expr, last: Expr) -> None:
         """Emit the preparation of rows [first, last)."""
@@ -198,7 +198,7 @@ def _quantize_row(
             limits = T.sblock_alloc_buffer((2,), "float32")
             T.buffer_store(limits, T.float32(0), [0])
             T.buffer_store(limits, T.float32(0), [1])
-            _extend(args, row, limits)
+            _extend(args, row, limits, product.clips)
         assert limits is not None
         width = T.bind(limits[1] - limits[0])
         s = T.bind(width / T.float32(255))
@@ -261,8 +261,12 @@ def _store(x: Buffer, value: Expr, row: Expr, at: Expr, size: int) -> None:
     emit.store(x, T.cast(value, _vector(str(x.dtype), size)), row, at, lanes=size)
 
 
-def _extend(args: Arguments, row: Expr, limits: Buffer) -> None:
-    """Widen limits [low, high] to hold every x of a row."""
+def _extend(args: Arguments, row: Expr, limits: Buffer, halves: bool) -> None:
+    """Widen limits [low, high] to hold every x of a row.
+
+    Lanes come together by ``halves`` on x86 alone: the code of other processors was not measured,
+    and qemu-riscv64 before 8.0 dies of what follows in it (see vector_math.nearest).
+    """
     k = int(args.x.shape[1])
     lanes = 1 if k < _LANES else _LANES
     low, high = emit.accumulators(2, lanes)
@@ -276,10 +280,15 @@ def _extend(args: Arguments, row: Expr, limits: Buffer) -> None:
 
     _each(k, widen)
     for acc, end, choose in ((low, 0, T.min), (high, 1, T.max)):
-        T.buffer_store(limits, emit.folded(emit.load(acc, 0, lanes=lanes), lanes, choose), [end])
+        if halves:
+            value = emit.folded(emit.load(acc, 0, lanes=lanes), lanes, choose)
+            T.buffer_store(limits, value, [end])
+            continue
+        for lane in range(lanes):
+            T.buffer_store(limits, choose(limits[end], acc[lane]), [end])
 
 
-def _range_of_all(args: Arguments, tasks: int, limits: Buffer) -> None:
+def _range_of_all(args: Arguments, tasks: int, limits: Buffer, halves: bool) -> None:
     """The limits of all of x: those of each task's rows, then of the tasks."""
     parts = T.sblock_alloc_buffer((tasks, 2), "float32")
 
@@ -289,7 +298,7 @@ def _range_of_all(args: Arguments, tasks: int, limits: Buffer) -> None:
             for end in range(2):
                 T.buffer_store(mine, T.float32(0), [end])
             with emit.loop(*emit.share(T.int64(args.m), p, tasks)) as r, emit.opaque():
-                _extend(args, T.bind(r), mine)
+                _extend(args, T.bind(r), mine, halves)
             for end in range(2):
                 T.buffer_store(parts, mine[end], [p, end])
 
