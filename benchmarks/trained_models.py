@@ -13,6 +13,7 @@ removed with the blocks that they had ("shrunk"). Or the compiler keeps another 
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -82,20 +83,30 @@ def outcome(model: nn.Module, data: Dataset, form: ExportForm, folder: Path) -> 
         found = Outcome(want, artifact(data.x_test.numpy()))
     rows = {row["name"]: row for row in compiled.report.to_dict()["layers"]}
     for name, layer in block_sparse_layers(model):
-        row: dict[str, Any] = rows.get(name, {"found": None})
-        if row["found"] != "kronecker":
+        parts = _parts(rows, name)
+        if not parts or any(part["found"] != "kronecker" for part in parts):
             found.other.append(name)
             continue
-        (bh, bw), (out, inner) = row["trained_block"], row["shape"]
-        grid, trained_live = (out // bh, inner // bw), int(layer.support().sum())
-        live = round(row["density"] * grid[0] * grid[1])
-        if (bh, bw) != layer.block or live > trained_live:
+        blocks = {tuple(part["trained_block"]) for part in parts}
+        grids = [np.floor_divide(part["shape"], part["trained_block"]) for part in parts]
+        grid = (int(sum(rows for rows, _ in grids)), int(grids[0][1]))
+        live = sum(round(p["density"] * g.prod()) for p, g in zip(parts, grids, strict=True))
+        trained_live = int(layer.support().sum())
+        if blocks != {layer.block} or live > trained_live:
             found.wrong.append(name)
         elif grid != tuple(layer.mask.shape):
             found.shrunk.append(name)
         else:
             (found.equal if live == trained_live else found.wrong).append(name)
     return found
+
+
+def _parts(rows: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rows of a layer: its own, or those of the parts that the compiler cut it into."""
+    if name in rows:
+        return [rows[name]]
+    cut = re.compile(re.escape(name) + r"\.\d+")
+    return [row for other, row in rows.items() if cut.fullmatch(other)]
 
 
 def main() -> None:

@@ -76,7 +76,8 @@ def test_candidates_are_checked_and_measured(target, precision):
         assert len(sparse.seconds) == 1
         assert sparse.seconds[0] < dense.seconds[0]
         (again,) = bench.measure(candidates[1:], rounds=1, give_up=None)
-        assert again.seconds == sparse.seconds
+        # But for the few instructions by which an allocator aligns what the system gave it.
+        assert again.seconds == pytest.approx(sparse.seconds, rel=1e-3)
     wanted = bench._wanted
     bench._wanted = lambda form: wanted(form) + 1
     (wrong,) = bench.measure(candidates[1:], rounds=1, give_up=None)
