@@ -11,7 +11,7 @@ from tests.end_to_end.random_graphs import random_model
 from tests.tolerance import assert_close
 
 #: Seeds that always run; more by BSCOMPILE_RANDOM_GRAPHS, as after changes to passes or kernels.
-FAST, ALL = 25, int(os.environ.get("BSCOMPILE_RANDOM_GRAPHS", "60"))
+FAST, ALL = 25, int(os.environ.get("BSCOMPILE_RANDOM_GRAPHS", "50"))
 
 
 def check_seed(seed, folder):

@@ -29,8 +29,9 @@ def model_of(name):
 FORMS = ("factorized", "merged")
 QUICK = ("mlp", "lenet5")
 # What takes a quarter of a minute is here in one form; benchmarks/trained_models.py has both, and
-# ViT-tiny, which is the same code as vit-digits and takes a minute.
-LONG = {"swin-digits": ("factorized",), "vit-digits": ("merged",), "vit-tiny": ()}
+# what takes half a minute and more: Swin, whose export the families have, and ViT-tiny, which is
+# the same code as vit-digits.
+LONG = {"swin-digits": (), "vit-digits": ("merged",), "vit-tiny": ()}
 CASES = [
     pytest.param(name, form, marks=() if name in QUICK else pytest.mark.slow)
     for name in ENTRIES
