@@ -110,6 +110,7 @@ def _parts(rows: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Train each model, export it in both forms, and print what became of its layers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", default=list(ENTRIES), choices=list(ENTRIES))
     parser.add_argument("--epochs", type=int, nargs=2, default=(12, 4))

@@ -24,7 +24,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import PLAIN
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, Preparation, quantizer
 from bscompile.targets.kernels.vectors import pieces
 from bscompile.targets.systolic.hardware import SystolicSpec
 
@@ -49,7 +49,7 @@ def generate(
 
     def body(args: Arguments) -> None:
         with emit.opaque():
-            inputs = prepare(args, PLAIN, problem.activation, tasks=1)
+            inputs = Preparation(args, PLAIN, problem.activation, tasks=1).all_rows()
             if problem.y_dtype != "float32":
                 args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
             x = T.sblock_alloc_buffer((depth, k), "int8")

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bscompile.targets.cpu.code.region import COUNTERS, Region
-from bscompile.targets.cpu.code.tensors import Size
+from bscompile.targets.cpu.code.tensors import parameters
 from bscompile.targets.cpu.elementwise import emit_call
 from bscompile.targets.cpu.graph import is_tensor, plain_sizes, scalar, sizes
 from bscompile.targets.cpu.plan_steps import Place, Plan, Write
@@ -46,20 +46,8 @@ def generate(plan: Plan, *, lanes: int, tasks: int, machine: str) -> Any:
             T.func_name("recurrence")
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
             T.func_attr({SIZED: True})
-            handles = [T.arg(f"t{i}", T.handle()) for i, _ in enumerate(tensors)]
-            symbols: dict[str, Expr] = {}
-
-            def size(value: Size) -> Expr:
-                if isinstance(value, int):
-                    return value
-                if value not in symbols:
-                    symbols[value] = T.int64()
-                return symbols[value]
-
-            buffers = [
-                T.match_buffer(handle, tuple(map(size, shape)), dtype, align=4)
-                for handle, (shape, dtype) in zip(handles, tensors, strict=True)
-            ]
+            declared = [(f"t{i}", *tensor) for i, tensor in enumerate(tensors)]
+            buffers, _ = parameters(declared)
             places = dict(zip([*plan.inputs, *plan.outputs], buffers, strict=False))
             counters = buffers[-1] if plan.parallel else None
             _Function(plan, places, lanes, tasks, Region(counters, machine)).emit()

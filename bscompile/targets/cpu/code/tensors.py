@@ -73,24 +73,40 @@ def function(
         with T.prim_func(s_tir=True):
             T.func_name(name)
             T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-            handles = [T.arg(t.name, T.handle()) for t in tensors]
-            symbols: dict[str, Expr] = {}
-
-            def size(value: Size) -> Expr:
-                if isinstance(value, int):
-                    return value
-                if value not in symbols:
-                    symbols[value] = T.int64()
-                return symbols[value]
-
-            arguments = []
-            for tensor, handle in zip(tensors, handles, strict=True):
-                shape = tuple(size(s) for s in tensor.sizes)
-                buffer = T.match_buffer(handle, shape, "float32", align=4)
-                arguments.append(Argument(tensor, buffer))
+            declared = [(t.name, t.sizes, "float32") for t in tensors]
+            buffers, size = parameters(declared)
+            arguments = [Argument(*pair) for pair in zip(tensors, buffers, strict=True)]
             body(arguments, size)
         # The module that takes the function gives it its name.
         return builder.get().without_attr("global_symbol")
+
+
+def parameters(
+    declared: Sequence[tuple[str, Sequence[Size], str]],
+) -> tuple[list[Buffer], Callable[[Size], Expr]]:
+    """Declare the parameters of the function that is being made.
+
+    Args:
+        declared: (name, sizes, dtype) of each; equal strings among the sizes are one size.
+
+    Returns:
+        Their buffers, and a function that turns a size into an expression.
+    """
+    handles = [T.arg(name, T.handle()) for name, _, _ in declared]
+    symbols: dict[str, Expr] = {}
+
+    def size(value: Size) -> Expr:
+        if isinstance(value, int):
+            return value
+        if value not in symbols:
+            symbols[value] = T.int64()
+        return symbols[value]
+
+    buffers = [
+        T.match_buffer(handle, tuple(map(size, sizes)), dtype, align=4)
+        for handle, (_, sizes, dtype) in zip(handles, declared, strict=True)
+    ]
+    return buffers, size
 
 
 def in_rows(argument: Argument, rows: Expr, width: Expr) -> Argument:

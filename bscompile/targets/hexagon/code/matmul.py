@@ -21,7 +21,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, Preparation, quantizer
 
 _UNROLL = 8  # steps of a block that are unrolled; wider blocks loop
 SHORT = {"bias", "relu"}  # steps that requantisation in integers takes in
@@ -93,7 +93,9 @@ class _Nest:
             self._inputs = self._copied(args)
         else:
             wide = Product(self._stride - self._problem.k + 1, "uint8", "int32", "int32", "hvx")
-            self._inputs = prepare(args, wide, self._problem.activation, 1, in_lines=False)
+            self._inputs = Preparation(
+                args, wide, self._problem.activation, 1, in_lines=False
+            ).all_rows()
         # The same memory as words: bytes would be loaded one by one.
         shape = (args.m, self._stride // 4)
         self._words_of_x = T.decl_buffer(shape, "int32", data=self._inputs.x.data)

@@ -19,7 +19,7 @@ from bscompile.targets.kernels.code import emit
 from bscompile.targets.kernels.code.dot import BFLOAT16, VNNI, Product
 from bscompile.targets.kernels.code.emit import Arguments, Buffer, Expr
 from bscompile.targets.kernels.code.epilogue import finish
-from bscompile.targets.kernels.code.narrow_inputs import Inputs, prepare, quantizer
+from bscompile.targets.kernels.code.narrow_inputs import Inputs, Preparation, quantizer
 from bscompile.targets.kernels.vectors import pieces
 
 ROWS = 16  # of x in a tile
@@ -82,7 +82,9 @@ def generate(
         with emit.opaque():
             if unit.product.llvm:
                 T.sblock_attr({"pragma_import_llvm": unit.product.llvm})
-            x = prepare(args, unit.product, mode, tasks, row_multiple=ROWS * rows, reach=inputs)
+            x = Preparation(
+                args, unit.product, mode, tasks, row_multiple=ROWS * rows, reach=inputs
+            ).all_rows()
             if problem.y_dtype != "float32":
                 args = replace(args, leave=quantizer(args.operands[-1], problem.y_dtype))
             nest.emit(args, x)

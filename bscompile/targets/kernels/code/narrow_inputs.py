@@ -118,23 +118,6 @@ class Preparation:
         return self.inputs
 
 
-def prepare(
-    args: Arguments,
-    product: Product,
-    mode: str,
-    tasks: int,
-    *,
-    row_multiple: int = 1,
-    reach: int = 0,
-    in_lines: bool = True,
-) -> Inputs:
-    """Emit the preparation of all rows; arguments as of Preparation."""
-    whole = Preparation(
-        args, product, mode, tasks, row_multiple=row_multiple, reach=reach, in_lines=in_lines
-    )
-    return whole.all_rows()
-
-
 def _in_lines(width: int, product: Product) -> int:
     """The length of a row that takes an odd number of whole cache lines."""
     line = _LINE // np.dtype(product.element).itemsize
